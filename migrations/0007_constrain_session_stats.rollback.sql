@@ -13,7 +13,7 @@ BEGIN
         DELETE FROM alicia_session_stats_created WHERE object LIKE 'CONSTRAINT %'
         RETURNING SUBSTRING(object FROM 'CONSTRAINT (.*)')
     LOOP
-        EXECUTE FORMAT('ALTER TABLE alicia_session_stats DROP CONSTRAINT %I', name);
+        EXECUTE FORMAT('ALTER TABLE alicia_session_stats DROP CONSTRAINT IF EXISTS %I', name);
     END LOOP;
 END
 $migration$;

@@ -19,9 +19,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pytest_postgresql import factories
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 import runner
+
+ROOT = Path(__file__).parents[1]
 
 # Whatever database the developer has configured is none of the tests' business.
 for variable in [name for name in os.environ if name.startswith("PG") and name != "PGSERVER_POSTGRES_VERSION"]:

@@ -1,0 +1,106 @@
+"""Everything through a real PgBouncer in transaction mode: a pool of two connections, nothing configured for us."""
+
+import getpass
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import SERVER, cli, scalar
+
+import runner
+
+BOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+pytestmark = pytest.mark.skipif(
+    BOUNCER is None and "CI" not in os.environ, reason="pgbouncer is not installed (apt-get install pgbouncer)"
+)
+
+
+@pytest.fixture
+def pooled(bare: psycopg.Connection[Any]) -> Iterator[str]:
+    """A conninfo, through PgBouncer, to a database without anything."""
+    user = "nobody" if os.geteuid() == 0 else getpass.getuser()
+    folder = Path(tempfile.mkdtemp(prefix="alicia-bouncer-", dir="/tmp"))
+    users = folder / "users.txt"
+    users.write_text(f'"{SERVER["user"]}" "{SERVER.get("password", "")}"\n')
+    server = " ".join(f"{name}={SERVER[name]}" for name in ("host", "port", "user", "password") if SERVER.get(name))
+    (folder / "pgbouncer.ini").write_text(
+        f"[databases]\npooled = {server} dbname={bare.info.dbname}\n"
+        f"[pgbouncer]\nunix_socket_dir = {folder}\nlisten_port = 6432\nauth_type = any\nauth_file = {users}\n"
+        "pool_mode = transaction\ndefault_pool_size = 2\nserver_reset_query =\nlogfile =\n"
+    )
+    if os.geteuid() == 0:
+        for path in (folder, *folder.iterdir()):
+            shutil.chown(path, user)
+    assert BOUNCER is not None
+    process = subprocess.Popen(
+        [BOUNCER, "-q", folder / "pgbouncer.ini"], user=user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    conninfo = f"host={folder} port=6432 user={SERVER['user']} dbname=pooled"
+    try:
+        runner.connect(conninfo, wait=10).close()
+        yield conninfo
+    finally:
+        process.terminate()
+        process.wait()
+        shutil.rmtree(folder)
+
+
+def test_every_command_works_through_a_transaction_pooler(pooled: str) -> None:
+    def done(*arguments: str, code: int = 0) -> str:
+        result = cli(*arguments, "--database", pooled)
+        assert (result.returncode, "rror" in result.stderr) == (code, False), result.stderr
+        return result.stdout
+
+    done("status", code=3)
+    assert "CREATE TABLE alicia_session_stats" in done("migrate", "--plan")
+    done("migrate")
+    assert done("status").count("applied") == 9  # The header says applied_at.
+    assert done("verify", "--format", "json").strip() == "[]"
+    with runner.connect(pooled) as connection:
+        connection.execute("INSERT INTO alicia_conversations (id) VALUES ('ac_1')")
+        connection.execute("INSERT INTO alicia_session_stats (conversation_id, message_count) VALUES ('ac_1', 7)")
+    given = {"conversation_id": "ac_1", "days": "1"}
+    for query in runner.named_queries().values():
+        needed = [
+            f"--{param.name}={given[param.name]}" for param in query.params if param.default is None and param.name in given
+        ]
+        if not query.writes:
+            done("query", query.name, *needed)
+    done("rollback", "--all", code=1)
+    done("rollback", "--all", "--allow-data-loss")
+    done("status", code=3)
+
+
+def test_no_setting_of_ours_stays_on_a_pooled_connection(pooled: str, bare: psycopg.Connection[Any]) -> None:
+    show = "SELECT STRING_AGG(name || '=' || setting, ' ' ORDER BY name) FROM pg_settings WHERE source = 'session'"
+
+    def settings() -> set[str]:
+        # Two at once, so that both connections of the pool are asked.
+        with runner.connect(pooled) as one, runner.connect(pooled) as other, one.transaction(), other.transaction():
+            return {scalar(one, show), scalar(other, show)}
+
+    before = settings()
+    runner.migrate(pooled)
+    runner.query(pooled, "average_session_metrics", timeout=5)
+    assert settings() == before
+    assert (
+        scalar(bare, "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = CURRENT_DATABASE() AND pid <> PG_BACKEND_PID()") == 2
+    )
+
+
+def test_a_second_migrator_behind_the_pooler_is_kept_out(pooled: str, bare: psycopg.Connection[Any]) -> None:
+    with bare.transaction():
+        bare.execute("SELECT PG_ADVISORY_XACT_LOCK(HASHTEXT('alicia_session_stats'), HASHTEXT(CURRENT_SCHEMA()))")
+        begun = time.monotonic()
+        result = cli("migrate", "--lock-wait", "1", "--database", pooled)
+        assert time.monotonic() - begun < 10
+    assert result.returncode == 4
+    assert f"pid {bare.info.backend_pid}" in result.stderr
+    assert cli("migrate", "--database", pooled).returncode == 0
