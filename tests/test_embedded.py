@@ -1,0 +1,238 @@
+"""The embedded server starts by itself, survives kills and stops, listens nowhere, and leaves nothing behind."""
+
+import os
+import pwd
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+from conftest import ROOT, cli, scalar
+from psycopg.conninfo import conninfo_to_dict
+
+MIGRATIONS = sorted(path.stem for path in (ROOT / "migrations").glob("*.sql") if not path.stem.endswith(".rollback"))
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can become another user; the other tests are the ordinary user's"
+)
+
+
+@contextmanager
+def fresh_home(mode: int = 0o755) -> Generator[Path]:
+    """A folder to keep servers in; in the end whatever runs below it is stopped, whether or not the product works."""
+    folder = Path(tempfile.mkdtemp(prefix="alicia embedded "))
+    folder.chmod(mode)
+    try:
+        yield folder
+    finally:
+        for pid_file in folder.rglob("data-*/postmaster.pid"):
+            lines = pid_file.read_text().splitlines()
+            with suppress(ProcessLookupError):
+                os.kill(int(lines[0]), signal.SIGINT)
+            wait_until_gone(pid_file)
+            shutil.rmtree(lines[4], ignore_errors=True)
+        # Again and again, since an initdb whose parent was killed may still be writing.
+        wait_until_gone(folder, lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def wait_until_gone(path: Path, push: Callable[[], object] = lambda: None) -> None:
+    deadline = time.monotonic() + 20
+    while path.exists() and time.monotonic() < deadline:
+        push()
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def home() -> Generator[Path]:
+    with fresh_home() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def started() -> Generator[Path]:
+    """The home of a server that a first migrate started; with every warning of Python's an error."""
+    with fresh_home() as folder:
+        done = run(folder, "migrate", PYTHONWARNINGS="error")
+        assert (done.returncode, done.stdout) == (0, "")
+        assert done.stderr == "".join(f"applying {name}\n" for name in MIGRATIONS)
+        yield folder
+
+
+def run(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return cli(*arguments, env={"ALICIA_SESSION_STATS_HOME": str(home), **environment})
+
+
+def start_migrate(home: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "ALICIA_SESSION_STATS_HOME": str(home)}
+    command = [sys.executable, str(ROOT / "runner.py"), "migrate"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_first_migrate_starts_a_server_and_nothing_is_pending(started: Path) -> None:
+    done = run(started, "status", PYTHONWARNINGS="error")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("applied") == len(MIGRATIONS) + 1
+
+
+def test_the_server_listens_only_on_a_socket_that_only_its_user_reaches(started: Path) -> None:
+    conninfo = run(started, "embedded").stdout.strip()
+    with psycopg.connect(conninfo) as connection:
+        assert scalar(connection, "SHOW listen_addresses") == ""
+    sockets = Path(str(conninfo_to_dict(conninfo)["host"]))
+    assert sockets.stat().st_mode & 0o077 == 0
+
+
+def test_data_survive_a_stop(started: Path) -> None:
+    conninfo = run(started, "embedded").stdout.strip()
+    with psycopg.connect(conninfo) as connection:
+        connection.execute("INSERT INTO alicia_conversations (id) VALUES ('ac_1')")
+        connection.execute("INSERT INTO alicia_session_stats (conversation_id, message_count) VALUES ('ac_1', 42)")
+    done = run(started, "embedded", "--stop")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(conninfo)
+    assert run(started, "query", "most_active_sessions", "--format", "csv").stdout.splitlines()[1:] == ["ac_1,42,0"]
+
+
+def test_stopping_and_removing_can_be_repeated_and_leave_nothing(home: Path) -> None:
+    place = home / "server"
+    conninfo = run(place, "embedded").stdout.strip()
+    for option in ("--stop", "--stop", "--remove", "--remove"):
+        done = run(place, "embedded", option)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), option
+    assert list(home.iterdir()) == []
+    assert not Path(str(conninfo_to_dict(conninfo)["host"])).exists()
+
+
+def test_removing_stops_a_running_server_first(home: Path) -> None:
+    conninfo = run(home / "server", "embedded").stdout.strip()
+    assert run(home / "server", "embedded", "--remove").returncode == 0
+    assert list(home.iterdir()) == []
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(conninfo)
+
+
+def test_removing_leaves_what_is_not_the_servers(home: Path) -> None:
+    (home / "thesis.txt").write_text("years of work")
+    run(home, "embedded", "--remove")
+    assert (home / "thesis.txt").exists()
+
+
+def test_the_path_may_be_long_and_hold_spaces_and_quotes(home: Path) -> None:
+    place = home / "it's a home" / ("long" * 50)
+    assert len(str(place)) > 200
+    done = run(place, "migrate")
+    assert done.returncode == 0, done.stderr
+    assert run(place, "status").returncode == 0
+
+
+def test_five_first_commands_at_once_share_one_server(home: Path) -> None:
+    processes = [start_migrate(home) for _ in range(5)]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 5, said
+    applied = [line for text in said for line in text.splitlines() if line.startswith("applying ")]
+    assert applied == [f"applying {name}" for name in MIGRATIONS]
+
+
+@pytest.mark.parametrize("earliest", [0.1, 0.4, 0.7, 1.0, 1.3])
+def test_a_killed_first_command_does_not_stop_the_next(home: Path, earliest: float) -> None:
+    moment = earliest + random.uniform(0, 0.3)
+    first = start_migrate(home)
+    time.sleep(moment)
+    first.kill()
+    first.communicate()
+    done = run(home, "migrate")
+    assert done.returncode == 0, f"killed after {moment:.3f} s: {done.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("place", "environment"),
+    [("a file/home", {}), ("a file", {}), ("home", {"PGSERVER_POSTGRES_VERSION": "9"})],
+)
+def test_a_home_that_cannot_be_is_one_line(home: Path, place: str, environment: dict[str, str]) -> None:
+    (home / "a file").touch()
+    done = run(home / place, "status", **environment)
+    assert done.returncode in (1, 2)
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1), done.stderr
+
+
+@as_root
+def test_a_home_that_the_servers_user_cannot_enter_works_or_is_one_line() -> None:
+    with fresh_home(mode=0o700) as folder:
+        done = run(folder / "home", "migrate")
+        assert done.returncode == 0 or done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.fixture
+def readable() -> Generator[tuple[Path, list[str], dict[str, str]]]:
+    """A copy of the product, and of the Python that runs it, which an ordinary user owns; how to call it."""
+    with fresh_home() as folder:
+        project, standard, packages = folder / "project", Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))
+        project.mkdir()
+        for file in (ROOT / "pyproject.toml", *ROOT.glob("*.py")):
+            shutil.copy(file, project)
+        for name in ("migrations", "queries"):
+            shutil.copytree(ROOT / name, project / name)
+        developers = (
+            "pyright*",
+            "ruff*",
+            "sqlfluff*",
+            "hypothesis*",
+            "pip",
+            "setuptools",
+            "pygments",
+            "_pytest",
+            "regex",
+            "yaml",
+        )
+        unneeded = shutil.ignore_patterns("site-packages", "test", "config-*", "idlelib", "ensurepip", *developers)
+        shutil.copytree(standard, folder / "lib" / standard.name, ignore=unneeded)
+        shutil.copytree(packages, folder / "packages", ignore=unneeded)
+        for library in Path(sysconfig.get_config_var("LIBDIR")).glob(
+            f"libpython{sysconfig.get_config_var('py_version_short')}*.so*"
+        ):
+            shutil.copy(library, folder / "lib")
+        shutil.copy(Path(sys.executable).resolve(), folder / "python")
+        subprocess.run(["chown", "-R", "nobody", folder], check=True)
+        environment = {
+            "PYTHONHOME": str(folder),
+            "PYTHONPATH": str(folder / "packages"),
+            "LD_LIBRARY_PATH": str(folder / "lib"),
+            "PATH": os.defpath,
+            "HOME": "/nonexistent",
+        }
+        yield project, [str(folder / "python"), str(project / "runner.py")], environment
+
+
+@as_root
+def test_an_ordinary_user_needs_nothing_set(readable: tuple[Path, list[str], dict[str, str]]) -> None:
+    project, command, environment = readable
+
+    def run_as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *arguments],
+            env=environment,
+            cwd=project,
+            user="nobody",
+            group=pwd.getpwnam("nobody").pw_gid,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    done = run_as_nobody("migrate")
+    assert (done.returncode, done.stderr) == (0, "".join(f"applying {name}\n" for name in MIGRATIONS))
+    assert run_as_nobody("status").returncode == 0
+    assert (project / ".embedded").owner() == "nobody"
+    assert run_as_nobody("embedded", "--remove").returncode == 0
+    assert not (project / ".embedded").exists()
