@@ -40,6 +40,7 @@ import simplejson
 from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 from tabulate import tabulate
+from yoyo import internalmigrations
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 from yoyo.migrations import Migration, default_migration_table, read_migrations, read_sql_migration
@@ -89,7 +90,7 @@ def connect(conninfo: str | None = None, *, wait: float = 0) -> psycopg.Connecti
         try:
             return psycopg.connect(**options, autocommit=True, prepare_threshold=None)
         except psycopg.Error as error:
-            refused = re.search(r"FATAL: +(?!the database system is )", str(error))
+            refused = re.search(r"FATAL:\s+(?!\s|the database system is )", str(error))
             if refused or time.monotonic() >= deadline or not isinstance(error, psycopg.OperationalError):
                 raise SessionStatsError(f"cannot connect: {_one_line(error)}") from None
             time.sleep(0.2)
@@ -290,12 +291,12 @@ def _migrator(conninfo: str | None, wait: float, lock_wait: float) -> Generator[
             )
             _wait_for(lambda: _lock_or_holder(guard), deadline)
             with _Backend(conninfo) as backend:
+                _make_yoyo_tables(backend)
                 _take_yoyo_lock(backend, guard, deadline)
                 try:
-                    backend.ensure_internal_schema_updated()
                     yield backend, lambda: guard.execute("SELECT 1")
                 finally:
-                    with suppress(psycopg.Error):  # Else the next run clears it.
+                    with suppress(psycopg.OperationalError):  # Cut off; the next run clears it.
                         _leave(backend)
 
 
@@ -319,12 +320,32 @@ def _lock_or_holder(guard: psycopg.Connection[Any]) -> str | None:
     if row and row[0]:
         return None
     found = guard.execute(
-        "SELECT FORMAT('pid %s, application %s, since %s', pid, application_name, DATE_TRUNC('second', xact_start)) "
+        "SELECT FORMAT('pid %s, application %s, since %s', pid, COALESCE(NULLIF(application_name, ''), 'unknown'), "
+        "COALESCE(DATE_TRUNC('second', xact_start)::TEXT, 'unknown')) "
         "FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted AND objsubid = 2 "
+        "AND database = (SELECT oid FROM pg_database WHERE datname = CURRENT_DATABASE()) "
         "AND (classid::BIGINT, objid::BIGINT) = (SELECT k[1] & 4294967295, k[2] & 4294967295 "
         f"FROM (SELECT ARRAY[{key}]::BIGINT[] AS k) AS keys)"
     ).fetchone()
     return found[0] if found else "it is just ending"
+
+
+YOYO_TABLES = ("yoyo_lock", "_yoyo_log", "_yoyo_migration", "_yoyo_version")
+OURS_TOO = "Made by alicia-session-stats, which drops it when nothing is applied any more"
+
+
+def _make_yoyo_tables(backend: _Backend) -> None:
+    """Make what is missing of yoyo's tables, with a comment by which _leave knows them again."""
+    missing = sorted(set(YOYO_TABLES) - set(backend.list_tables()))
+    if not missing:
+        return
+    with backend.transaction():
+        if "yoyo_lock" in missing:
+            backend.execute(backend.format_sql(backend.create_lock_table_sql))
+        if internalmigrations.needs_upgrading(backend):
+            internalmigrations.upgrade(backend)
+        for name in missing:
+            backend.connection.execute(f"COMMENT ON TABLE {name} IS '{OURS_TOO}'".encode())
 
 
 def _take_yoyo_lock(backend: _Backend, guard: psycopg.Connection[Any], deadline: float) -> None:
@@ -334,8 +355,6 @@ def _take_yoyo_lock(backend: _Backend, guard: psycopg.Connection[Any], deadline:
     lives. A yoyo command is connected from before it wrote its row: when nobody is (give or take a minute
     between two clocks), it is gone.
     """
-    if backend.execute("SELECT TO_REGCLASS('yoyo_lock')").fetchone() == (None,):
-        backend.create_lock_table()
     ours = [connection.info.backend_pid for connection in (backend.connection, guard)]
 
     def holder() -> str | None:
@@ -363,12 +382,14 @@ def _take_yoyo_lock(backend: _Backend, guard: psycopg.Connection[Any], deadline:
 
 
 def _leave(backend: _Backend) -> None:
-    """Give up yoyo's lock; where nothing is applied, and nobody else uses them, take yoyo's tables along."""
+    """Give up yoyo's lock; where nothing is applied, and nobody else's was, drop the tables that we made for yoyo."""
     with backend.transaction():
         backend.connection.execute("DELETE FROM yoyo_lock WHERE pid < 0")
         used = "SELECT FROM _yoyo_migration UNION ALL SELECT FROM _yoyo_log WHERE migration_id !~ %s"
         if backend.connection.execute(used.encode(), [OURS]).fetchone() is None:
-            backend.connection.execute("DROP TABLE yoyo_lock, _yoyo_version, _yoyo_log, _yoyo_migration")
+            made = "SELECT name FROM UNNEST(%s::TEXT[]) AS name WHERE OBJ_DESCRIPTION(name::REGCLASS, 'pg_class') = %s"
+            for (name,) in backend.connection.execute(made, [list(YOYO_TABLES), OURS_TOO]).fetchall():
+                backend.connection.execute(f"DROP TABLE {name}".encode())
 
 
 def _patiently(step: Callable[[], None], name: str) -> None:
@@ -421,7 +442,7 @@ def _is_ours(name: str) -> bool:
 
 def _applied(connection: psycopg.Connection[Any]) -> dict[str, datetime]:
     """When (UTC) each migration was applied. Works without yoyo's tables, and does not make them."""
-    if connection.execute("SELECT TO_REGCLASS('_yoyo_migration')").fetchone() == (None,):
+    if connection.execute("SELECT TO_REGCLASS(FORMAT('%I._yoyo_migration', CURRENT_SCHEMA()))").fetchone() == (None,):
         return {}
     return dict(connection.execute("SELECT migration_id, applied_at_utc FROM _yoyo_migration").fetchall())
 
@@ -451,9 +472,9 @@ def _read_migrations() -> list[Migration]:
     folder = HERE / "migrations"
     try:
         lines = (folder / "SHA256SUMS").read_text().splitlines()
-    except OSError:
-        raise SessionStatsError(f"{folder / 'SHA256SUMS'} is missing: install the package again") from None
-    released = {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
+        released = {name.lstrip(" *"): digest for digest, name in (line.split(" ", 1) for line in lines)}
+    except (OSError, ValueError):
+        raise SessionStatsError(f"{folder / 'SHA256SUMS'} is missing or broken: restore the released files") from None
     # A checkout may have turned line ends into CRLF; that changes no SQL.
     found = {
         path.name: hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()

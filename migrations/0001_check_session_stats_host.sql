@@ -17,19 +17,21 @@ BEGIN
     -- The parent: a table whose id is text and unique, all that a foreign key asks of it.
     SELECT STRING_AGG(misfit, '; ') INTO misfits
     FROM (
-        SELECT 'alicia_conversations is not a table' AS misfit
-        FROM pg_class WHERE oid = conversations AND relkind NOT IN ('r', 'p')
+        SELECT 'alicia_conversations is ' || CASE
+            WHEN relkind NOT IN ('r', 'p') THEN 'not a table' ELSE 'unlogged or temporary' END || ', must be a permanent table'
+            AS misfit
+        FROM pg_class WHERE oid = conversations AND (relkind NOT IN ('r', 'p') OR relpersistence <> 'p')
         UNION ALL
         SELECT FORMAT('alicia_conversations.id is %s, must be text', COALESCE(FORMAT_TYPE(a.atttypid, a.atttypmod), 'missing'))
         FROM (SELECT conversations AS oid WHERE conversations IS NOT NULL) AS c
         LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'id' AND NOT a.attisdropped
         WHERE a.atttypid IS NULL OR a.atttypid NOT IN ('TEXT'::REGTYPE, 'VARCHAR'::REGTYPE)
         UNION ALL
-        SELECT 'alicia_conversations.id is not unique, must be the primary key or UNIQUE'
+        SELECT 'alicia_conversations.id is not unique, must be the primary key or UNIQUE (and not deferrable)'
         FROM pg_attribute AS a
         WHERE a.attrelid = conversations AND a.attname = 'id' AND NOT EXISTS (
             SELECT FROM pg_index AS i
-            WHERE i.indrelid = conversations AND i.indisunique AND i.indisvalid
+            WHERE i.indrelid = conversations AND i.indisunique AND i.indimmediate AND i.indisvalid
                 AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum AND i.indpred IS NULL
         )
     ) AS parent;
@@ -38,13 +40,21 @@ BEGIN
             USING ERRCODE = 'invalid_table_definition', HINT = 'Nothing was changed.';
     END IF;
 
+    IF NOT HAS_TABLE_PRIVILEGE(conversations, 'REFERENCES')
+        AND NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = sessions AND contype = 'f')
+    THEN
+        RAISE EXCEPTION 'permission denied for table alicia_conversations: the foreign key to it needs REFERENCES'
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Nothing was changed.';
+    END IF;
+
     -- A host's generate_random_id is called by the default of our id, so it must take one text.
     IF sessions IS NULL
         AND EXISTS (SELECT FROM pg_proc WHERE proname = 'generate_random_id' AND PG_FUNCTION_IS_VISIBLE(oid))
     THEN
         BEGIN
-            EXECUTE $call$EXPLAIN SELECT generate_random_id('ass') || ''::TEXT$call$;
-        EXCEPTION WHEN undefined_function OR ambiguous_function THEN
+            -- Planned, not run. COALESCE takes no function that returns a set.
+            EXECUTE $call$EXPLAIN SELECT COALESCE(generate_random_id('ass'), ''::TEXT)$call$;
+        EXCEPTION WHEN OTHERS THEN
             RAISE EXCEPTION 'this database does not fit: generate_random_id(''ass'') cannot be called: %', SQLERRM
                 USING ERRCODE = 'invalid_function_definition', HINT = 'Nothing was changed.';
         END;
@@ -53,8 +63,19 @@ BEGIN
     IF sessions IS NOT NULL THEN
         SELECT STRING_AGG(misfit, '; ') INTO misfits
         FROM (
-            SELECT 'alicia_session_stats is not a table' AS misfit
-            FROM pg_class WHERE oid = sessions AND relkind NOT IN ('r', 'p')
+            SELECT 'alicia_session_stats is ' || CASE
+                WHEN relkind = 'p' THEN 'partitioned' WHEN relkind <> 'r' THEN 'not a table' ELSE 'unlogged or temporary'
+                END || ', must be a permanent table in one piece' AS misfit
+            FROM pg_class WHERE oid = sessions AND (relkind <> 'r' OR relpersistence <> 'p')
+            UNION ALL
+            SELECT FORMAT('alicia_session_stats belongs to %s, must belong to %s or a role that it is in', relowner::REGROLE, CURRENT_USER)
+            FROM pg_class WHERE oid = sessions AND NOT PG_HAS_ROLE(relowner, 'USAGE')
+            UNION ALL
+            SELECT FORMAT('index %s is %s, must be one that is not unique', indexrelid::REGCLASS, PG_GET_INDEXDEF(indexrelid))
+            FROM pg_index
+            WHERE indrelid = sessions AND indisunique AND NOT indisprimary AND NOT EXISTS (
+                SELECT FROM pg_attribute WHERE attrelid = sessions AND attname = 'id' AND attnum = ANY(indkey)
+            )
             UNION ALL
             SELECT misfit
             FROM (
@@ -114,6 +135,24 @@ BEGIN
             JOIN pg_attribute AS a ON a.attrelid = c.conrelid AND a.attname = 'conversation_id' AND a.attnum = ANY(c.conkey)
             WHERE c.conrelid = sessions AND c.contype = 'f'
                 AND (c.confrelid IS DISTINCT FROM conversations OR c.confdeltype <> 'c' OR CARDINALITY(c.conkey) > 1)
+            UNION ALL
+            -- Names that later migrations would need, held by something that does not do what they promise.
+            SELECT FORMAT('constraint %s is %s, must be %s', c.conname, PG_GET_CONSTRAINTDEF(c.oid), definition)
+            FROM (
+                VALUES
+                ('session_stats_message_count_not_negative', 'CHECK ((message_count >= 0))'),
+                ('session_stats_tool_call_count_not_negative', 'CHECK ((tool_call_count >= 0))'),
+                ('session_stats_memories_used_not_negative', 'CHECK ((memories_used >= 0))'),
+                ('session_stats_duration_not_negative', 'CHECK ((session_duration_seconds >= 0))')
+            ) AS promised (name, definition)
+            JOIN pg_constraint AS c ON c.conrelid = sessions AND c.conname = name
+            WHERE REPLACE(PG_GET_CONSTRAINTDEF(c.oid), ' NOT VALID', '') <> definition
+            UNION ALL
+            SELECT FORMAT('trigger %s is %s, must be BEFORE UPDATE FOR EACH ROW and stamp updated_at', t.tgname, PG_GET_TRIGGERDEF(t.oid))
+            FROM pg_trigger AS t
+            JOIN pg_proc AS p ON p.oid = t.tgfoid
+            WHERE t.tgrelid = sessions AND t.tgname = 'update_session_stats_updated_at'
+                AND (t.tgtype & 19 <> 19 OR p.prosrc NOT ILIKE '%updated_at%')
         ) AS misfit;
         IF misfits IS NOT NULL THEN
             RAISE EXCEPTION 'alicia_session_stats does not fit: %', misfits
@@ -151,6 +190,15 @@ BEGIN
                     USING ERRCODE = 'foreign_key_violation', HINT = 'Nothing was changed. Correct those rows, then migrate again.';
             END IF;
         END IF;
+    END IF;
+
+    SELECT FORMAT('update_session_stats_updated_at() returns %s, must return trigger', FORMAT_TYPE(prorettype, NULL))
+    INTO misfits
+    FROM pg_proc
+    WHERE oid = TO_REGPROCEDURE('update_session_stats_updated_at()') AND prorettype <> 'TRIGGER'::REGTYPE;
+    IF misfits IS NOT NULL THEN
+        RAISE EXCEPTION 'this database does not fit: %', misfits
+            USING ERRCODE = 'invalid_function_definition', HINT = 'Nothing was changed.';
     END IF;
 
     -- CREATE INDEX IF NOT EXISTS looks at the name alone; whatever has it must be the right index.

@@ -55,9 +55,8 @@ spaced_messages AS (
         m.conversation_id,
         m.created_at,
         COALESCE(m.created_at > LAG(m.created_at) OVER conversation + MAKE_INTERVAL(mins => :'gap_minutes'), TRUE) AS opens
-    FROM looked_at AS l
-    INNER JOIN alicia_messages AS m ON l.conversation_id = m.conversation_id
-    WHERE m.deleted_at IS NULL
+    FROM alicia_messages AS m
+    WHERE m.deleted_at IS NULL AND m.conversation_id IN (SELECT conversation_id FROM looked_at)
     WINDOW conversation AS (PARTITION BY m.conversation_id ORDER BY m.created_at)
 ),
 
@@ -91,9 +90,13 @@ events (conversation_id, started_at, last_at, messages, tool_calls, memories) AS
     ) AS retrieved
     UNION ALL
     -- The sessions in the table, with nothing: where nothing is added to it, the messages know no such session.
-    SELECT s.conversation_id, s.created_at, NULL, 0, 0, 0
+    SELECT l.conversation_id, started_at, NULL, 0, 0, 0
     FROM looked_at AS l
-    INNER JOIN alicia_session_stats AS s ON l.conversation_id = s.conversation_id
+    CROSS JOIN LATERAL UNNEST((
+        SELECT ARRAY_AGG(s.created_at)
+        FROM alicia_session_stats AS s
+        WHERE s.conversation_id = l.conversation_id
+    )) AS started_at
 ),
 
 sessions AS (
@@ -106,14 +109,32 @@ sessions AS (
         SUM(messages) AS message_count,
         SUM(tool_calls) AS tool_call_count,
         SUM(memories) AS memories_used,
-        FLOOR(EXTRACT(EPOCH FROM MAX(last_at) - started_at)) AS session_duration_seconds,
+        FLOOR(EXTRACT(EPOCH FROM MAX(last_at) - started_at)) AS session_duration_seconds
+    FROM events
+    GROUP BY conversation_id, started_at
+),
+
+compared AS (
+    SELECT
+        n.*,
+        -- NULL where there is no such row. Subqueries, which look each row up by its key.
+        (
+            SELECT
+                CASE
+                    WHEN s.conversation_id = n.conversation_id AND s.created_at = n.started_at
+                        THEN
+                            ROW(s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds)
+                            IS DISTINCT FROM ROW(n.message_count, n.tool_call_count, n.memories_used, n.session_duration_seconds)
+                END
+            FROM alicia_session_stats AS s
+            WHERE s.id = n.id
+        ) AS differs,
         EXISTS(
             SELECT
             FROM alicia_conversations AS c
-            WHERE c.id = events.conversation_id
+            WHERE c.id = n.conversation_id
         ) AS has_conversation
-    FROM events
-    GROUP BY conversation_id, started_at
+    FROM sessions AS n
 ),
 
 inserted AS (
@@ -129,47 +150,56 @@ inserted AS (
         session_duration_seconds,
         started_at,
         NOW() AT TIME ZONE 'UTC'
-    FROM sessions
-    WHERE message_count > 0 AND has_conversation
+    FROM compared
+    WHERE differs IS NULL AND message_count > 0 AND has_conversation
     ON CONFLICT (id) DO NOTHING
     RETURNING id
 ),
 
 updated AS (
-    UPDATE alicia_session_stats AS s
+    INSERT INTO alicia_session_stats AS s (
+        id, conversation_id, message_count, tool_call_count, memories_used, session_duration_seconds, created_at, updated_at
+    )
+    SELECT
+        id,
+        conversation_id,
+        message_count,
+        tool_call_count,
+        memories_used,
+        session_duration_seconds,
+        started_at,
+        NOW() AT TIME ZONE 'UTC'
+    FROM compared
+    WHERE differs AND message_count > 0
+    ON CONFLICT (id) DO UPDATE
     SET
-        message_count = n.message_count,
-        tool_call_count = n.tool_call_count,
-        memories_used = n.memories_used,
-        session_duration_seconds = n.session_duration_seconds
-    FROM sessions AS n
-    WHERE
-        s.id = n.id AND s.conversation_id = n.conversation_id AND s.created_at = n.started_at AND n.message_count > 0
-        AND (s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds)
-        IS DISTINCT FROM (n.message_count, n.tool_call_count, n.memories_used, n.session_duration_seconds)
-    RETURNING s.id
+        message_count = excluded.message_count,
+        tool_call_count = excluded.tool_call_count,
+        memories_used = excluded.memories_used,
+        session_duration_seconds = excluded.session_duration_seconds
+    WHERE s.conversation_id = excluded.conversation_id AND s.created_at = excluded.created_at
+    RETURNING id
 ),
 
 deleted AS (
-    DELETE FROM alicia_session_stats AS s
-    USING sessions AS n
-    WHERE s.id = n.id AND s.conversation_id = n.conversation_id AND s.created_at = n.started_at AND n.message_count = 0
-    RETURNING s.id
-),
-
-changes AS (
-    SELECT
-        (SELECT COUNT(*) FROM inserted) AS inserted,
-        (SELECT COUNT(*) FROM updated) AS updated,
-        (SELECT COUNT(*) FROM deleted) AS deleted
+    DELETE FROM alicia_session_stats
+    WHERE
+        id = ANY((
+            SELECT ARRAY_AGG(id)
+            FROM compared
+            WHERE differs IS NOT NULL AND message_count = 0
+        )::TEXT[])
+        AND id = 'ass_' || TRANSLATE(ENCODE(SUBSTR(SHA256(CONVERT_TO(
+            conversation_id || ' ' || EXTRACT(EPOCH FROM created_at), 'UTF8'
+        )), 1, 16), 'base64'), '+/=', '-_')
+    RETURNING id
 )
 
 SELECT
-    c.inserted,
-    c.updated,
-    c.deleted,
-    COUNT(*) FILTER (WHERE n.has_conversation AND n.message_count > 0) - c.inserted - c.updated AS unchanged,
-    COUNT(*) FILTER (WHERE NOT n.has_conversation) AS orphaned
-FROM changes AS c
-LEFT JOIN sessions AS n ON TRUE
-GROUP BY c.inserted, c.updated, c.deleted;
+    (SELECT COUNT(*) FROM inserted) AS inserted,
+    (SELECT COUNT(*) FROM updated) AS updated,
+    (SELECT COUNT(*) FROM deleted) AS deleted,
+    COUNT(*) FILTER (WHERE has_conversation) - (SELECT COUNT(*) FROM inserted) - (SELECT COUNT(*) FROM updated) AS unchanged,
+    COUNT(*) FILTER (WHERE NOT has_conversation) AS orphaned
+FROM compared
+WHERE message_count > 0;

@@ -14,13 +14,15 @@
 SELECT
     c.relname::TEXT AS object,
     PG_TABLE_SIZE(c.oid) / 1048576.0 AS size_mb,
-    NULLIF(c.reltuples, -1)::BIGINT AS rows,
+    -- Until the table is counted, an index may say 0 because it was made on an empty table.
+    CASE WHEN r.reltuples >= 0 THEN NULLIF(c.reltuples, -1)::BIGINT END AS rows,
     t.n_dead_tup AS dead,
     100.0 * t.n_tup_hot_upd / NULLIF(t.n_tup_upd, 0) AS hot_pct,
     COALESCE(t.idx_scan, i.idx_scan) AS scans,
     TRUNC(EXTRACT(EPOCH FROM NOW() - GREATEST(t.last_vacuum, t.last_autovacuum)) / 3600)::INTEGER AS vacuum_h,
     TRUNC(EXTRACT(EPOCH FROM NOW() - GREATEST(t.last_analyze, t.last_autoanalyze)) / 3600)::INTEGER AS analyze_h
 FROM pg_class AS c
+INNER JOIN pg_class AS r ON r.oid = 'alicia_session_stats'::REGCLASS
 LEFT JOIN pg_stat_all_tables AS t ON c.oid = t.relid AND t.relid = 'alicia_session_stats'::REGCLASS
 LEFT JOIN pg_stat_all_indexes AS i ON c.oid = i.indexrelid AND i.relid = 'alicia_session_stats'::REGCLASS
 WHERE c.oid IN (t.relid, i.indexrelid)

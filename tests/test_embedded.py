@@ -120,6 +120,16 @@ def test_removing_stops_a_running_server_first(home: Path) -> None:
         psycopg.connect(conninfo)
 
 
+def test_a_killed_server_is_started_again_or_removed(home: Path) -> None:
+    for arguments in (("embedded",), ("embedded", "--remove")):
+        assert run(home / "server", "embedded").returncode == 0
+        [pid_file] = home.rglob("postmaster.pid")
+        os.kill(int(pid_file.read_text().splitlines()[0]), signal.SIGKILL)
+        done = run(home / "server", *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert list(home.iterdir()) == []
+
+
 def test_removing_leaves_what_is_not_the_servers(home: Path) -> None:
     (home / "thesis.txt").write_text("years of work")
     run(home, "embedded", "--remove")
@@ -181,24 +191,11 @@ def readable() -> Generator[tuple[Path, list[str], dict[str, str]]]:
             shutil.copy(file, project)
         for name in ("migrations", "queries"):
             shutil.copytree(ROOT / name, project / name)
-        developers = (
-            "pyright*",
-            "ruff*",
-            "sqlfluff*",
-            "hypothesis*",
-            "pip",
-            "setuptools",
-            "pygments",
-            "_pytest",
-            "regex",
-            "yaml",
-        )
+        developers = ("pyright*", "ruff*", "sqlfluff*", "hypothesis*", "pip", "setuptools", "pygments", "_pytest")
         unneeded = shutil.ignore_patterns("site-packages", "test", "config-*", "idlelib", "ensurepip", *developers)
         shutil.copytree(standard, folder / "lib" / standard.name, ignore=unneeded)
         shutil.copytree(packages, folder / "packages", ignore=unneeded)
-        for library in Path(sysconfig.get_config_var("LIBDIR")).glob(
-            f"libpython{sysconfig.get_config_var('py_version_short')}*.so*"
-        ):
+        for library in Path(sysconfig.get_config_var("LIBDIR")).glob(f"libpython{sysconfig.get_python_version()}*.so*"):
             shutil.copy(library, folder / "lib")
         shutil.copy(Path(sys.executable).resolve(), folder / "python")
         subprocess.run(["chown", "-R", "nobody", folder], check=True)

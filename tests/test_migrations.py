@@ -82,13 +82,17 @@ def until(what: Callable[[], Any], seconds: float = 20) -> Any:
 
 
 def read_until(process: Process, text: str) -> str:
-    """Read a process's stderr as far as a line with the text."""
+    """Read a process's stderr as far as a line with the text; after 30 seconds it is killed."""
     assert process.stderr is not None
     said = ""
+    giving_up = threading.Timer(30, process.kill)
+    giving_up.start()
     for line in process.stderr:
         said += line
         if text in line:
+            giving_up.cancel()
             return said
+    giving_up.cancel()
     raise AssertionError(f"it ended without saying {text!r}: {said}")
 
 
@@ -573,10 +577,10 @@ def test_a_table_that_is_held_makes_migrate_back_off_and_succeed_later(
     bare.execute("BEGIN")
     bare.execute(f"LOCK TABLE alicia_conversations IN {mode} MODE".encode())
     process = start(migrator(bare))
-    said = read_until(process, "the table is busy, trying again in")
-    release = threading.Timer(2.5, bare.execute, ["COMMIT"])
+    until(lambda: sessions_of(bare))
+    release = threading.Timer(3, bare.execute, ["COMMIT"])
     release.start()
-    said += process.communicate(timeout=60)[1]
+    said = read_until(process, "the table is busy, trying again in") + process.communicate(timeout=60)[1]
     release.join()
     assert process.returncode == 0, said
     assert scalar(bare, "SELECT COUNT(*) FROM _yoyo_migration") == len(IDS)

@@ -248,16 +248,23 @@ def test_a_day_in_kathmandu_begins_at_a_quarter_past_six_in_the_evening_utc(stil
         ("UTC", date(2024, 2, 29), 24),
     ],
 )
-def test_a_day_is_as_long_as_its_zone_makes_it_also_as_the_first(still: Connection, tz: str, day: date, hours: int) -> None:
+def test_a_day_is_as_long_as_its_zone_makes_it_as_the_first_and_in_the_mean(
+    still: Connection, tz: str, day: date, hours: int
+) -> None:
     load(still, hourly(datetime.combine(day, datetime.min.time()) - timedelta(days=1), 72))
-    assert ask(still, "daily_usage", days=days_since(still, day, tz), tz=tz)[0][:2] == (day, hours)
+    days = days_since(still, day, tz)
+    week = ask(still, "daily_usage", days=days, tz=tz)[:7]
+    assert week[0][:2] == (day, hours)
+    assert ask(still, "daily_usage", days=days - 6, tz=tz)[0][7] == pytest.approx(Fraction(sum(row[1] for row in week), 7))
 
 
-def test_the_mean_of_the_first_day_looks_back_beyond_the_window(still: Connection) -> None:
-    now = now_of(still)
-    load(still, [Session(now - timedelta(n)) for n in (0, 0, 6, 7)])
-    (row,) = ask(still, "daily_usage", days=1)
-    assert (row[1], row[7]) == (2, pytest.approx(Fraction(3, 7)))
+@pytest.mark.parametrize("tz", ZONES)
+def test_the_mean_of_the_first_day_looks_back_six_whole_days_beyond_the_window(still: Connection, tz: str) -> None:
+    start = local(now_of(still), tz).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(6)
+    begin = start.astimezone(UTC).replace(tzinfo=None)
+    load(still, [Session(begin - timedelta(microseconds=1)), Session(begin), Session(begin), Session(now_of(still))])
+    ((_, sessions, *_, mean, _),) = ask(still, "daily_usage", days=1, tz=tz)
+    assert (sessions, mean) == (1, pytest.approx(Fraction(3, 7)))
 
 
 def test_any_session_draws_a_block_and_the_most_draw_them_all(still: Connection) -> None:
