@@ -37,9 +37,9 @@ from typing import Any, NoReturn
 
 import psycopg
 import simplejson
+import tabulate
 from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
-from tabulate import tabulate
 from yoyo import internalmigrations
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
@@ -541,9 +541,13 @@ def read_query(path: Path) -> Query:
     )
 
 
+PURPOSES = ("usage analytics", "performance monitoring", "resource planning", "user engagement", "operations")
+
+
 def named_queries() -> dict[str, Query]:
-    """Every named query, by name."""
-    return {path.stem: read_query(path) for path in sorted((HERE / "queries").glob("*.sql"))}
+    """Every named query by its name, in the order of the purposes that they serve."""
+    queries = [read_query(path) for path in sorted((HERE / "queries").glob("*.sql"))]
+    return {query.name: query for query in sorted(queries, key=lambda query: PURPOSES.index(query.purpose))}
 
 
 def query(conninfo: str | None, name: str, *, timeout: float = 30, **params: object) -> list[dict[str, Any]]:
@@ -773,8 +777,14 @@ def _run_queries(a: argparse.Namespace) -> int:
     def shown(param: Param) -> str:
         return f"{param.name} {param.type}" + (f" = {param.default}" if param.default else "")
 
-    rows = [(q.name, q.summary, ", ".join(map(shown, q.params))) for q in named_queries().values()]
-    _print_rows(["query", "answers", "parameters"], rows, a.format)
+    rows = [(q.purpose, q.name, q.summary, ", ".join(map(shown, q.params))) for q in named_queries().values()]
+    if a.format != "table":
+        _print_rows(["purpose", "query", "answers", "parameters"], rows, a.format)
+        return 0
+    for purpose in dict.fromkeys(row[0] for row in rows):  # For people: a heading, and lines that are not too wide.
+        print(f"\n{purpose.capitalize()}" if purpose != rows[0][0] else purpose.capitalize())
+        for _, name, summary, params in (row for row in rows if row[0] == purpose):
+            print(f"  {name}  ({params})" if params else f"  {name}", f"      {summary}", sep="\n")
     return 0
 
 
@@ -831,8 +841,11 @@ def _print_rows(columns: Sequence[str], rows: Sequence[tuple[Any, ...]], style: 
             "right" if any(isinstance(row[i], int | float | Decimal) for row in rows) else "left" for i in range(len(columns))
         ]
         shown = [[_text(value, digits=2) for value in row] for row in rows]
+        tabulate.MIN_PADDING = 0
         print(
-            tabulate(shown, columns, "presto", colalign=align if rows else None, disable_numparse=True, preserve_whitespace=True)
+            tabulate.tabulate(
+                shown, columns, "presto", colalign=align if rows else None, disable_numparse=True, preserve_whitespace=True
+            )
         )
 
 
@@ -840,7 +853,9 @@ def _text(value: Any, digits: int | None = None) -> str:
     if value is None:
         return ""
     if isinstance(value, Decimal | float):
-        return f"{value:.{digits}f}" if digits is not None else f"{Decimal(str(value)):f}"
+        exact = Decimal(str(value))
+        counted = exact.as_tuple().exponent == 0  # A whole number, in a column where others are not.
+        return f"{exact:f}" if digits is None or counted else f"{exact:.{digits}f}"
     if isinstance(value, datetime):
         return value.isoformat(" ", "seconds" if digits is not None or not value.microsecond else "auto")
     return str(value)

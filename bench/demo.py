@@ -24,17 +24,21 @@ def load(conninfo: str, rows: int) -> None:
 
 
 def show(conninfo: str) -> None:
-    """Run every query that only reads, under its name and its one line."""
+    """Run every query that only reads, under its purpose, its name and its one line."""
     with runner.connect(conninfo) as connection:
-        busiest = connection.execute(
-            "SELECT conversation_id FROM alicia_session_stats GROUP BY 1 ORDER BY COUNT(*) DESC, 1 LIMIT 1"
+        several = connection.execute(
+            "SELECT conversation_id FROM alicia_session_stats GROUP BY 1 HAVING COUNT(*) <= 5 ORDER BY COUNT(*) DESC, 1 LIMIT 1"
         ).fetchone()
-    assert busiest is not None
+    purpose = ""
     for query in runner.named_queries().values():
-        if not query.writes:
-            needed = ["--conversation_id", busiest[0]] if query.name == "session_stats" else []
-            print(f"\n{query.name}: {query.summary}\n", flush=True)
-            runner.main(["query", query.name, *needed, "--database", conninfo])
+        if query.writes or query.name == "verify":
+            continue
+        if query.purpose != purpose:
+            purpose = query.purpose
+            print(f"\n\n{purpose.upper()}")
+        needed = ["--conversation_id", several[0]] if several and query.name == "session_stats" else []
+        print(f"\n{query.name}: {query.summary}\n", flush=True)
+        runner.main(["query", query.name, *needed, "--database", conninfo])
 
 
 if __name__ == "__main__":

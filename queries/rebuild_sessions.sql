@@ -109,7 +109,7 @@ sessions AS (
         SUM(messages) AS message_count,
         SUM(tool_calls) AS tool_call_count,
         SUM(memories) AS memories_used,
-        FLOOR(EXTRACT(EPOCH FROM MAX(last_at) - started_at)) AS session_duration_seconds
+        FLOOR(EXTRACT(EPOCH FROM COALESCE(MAX(last_at), started_at) - started_at)) AS session_duration_seconds
     FROM events
     GROUP BY conversation_id, started_at
 ),
@@ -123,8 +123,8 @@ compared AS (
                 CASE
                     WHEN s.conversation_id = n.conversation_id AND s.created_at = n.started_at
                         THEN
-                            ROW(s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds)
-                            IS DISTINCT FROM ROW(n.message_count, n.tool_call_count, n.memories_used, n.session_duration_seconds)
+                            (s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds)
+                            <> (n.message_count, n.tool_call_count, n.memories_used, n.session_duration_seconds)
                 END
             FROM alicia_session_stats AS s
             WHERE s.id = n.id

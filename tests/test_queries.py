@@ -28,6 +28,8 @@ WRITERS = {"delete_sessions_before", "rebuild_sessions", "record_activity", "sta
 SILENT = {"verify"}
 # So is one that composes statements with FORMAT.
 FORMATTING = {"verify"}
+# The server's statistics move by themselves: of these answers, only the shape can be compared.
+MOVING = {"table_health"}
 # A value for each required parameter, and another one than the default for the rest.
 GIVEN = {
     "batch": "5",
@@ -219,7 +221,10 @@ def test_psql_and_the_runner_answer_alike(
     name: str, with_parameters: bool, sample: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = {param: GIVEN[param] for param, default in declared(name).items() if with_parameters or default is None}
-    assert answer_of_psql(sample, name, given) == answer_of_runner(sample, name, given, capsys)
+    by_psql, by_runner = answer_of_psql(sample, name, given), answer_of_runner(sample, name, given, capsys)
+    if name in MOVING:
+        by_psql, by_runner = ([rows[0], *([row[0]] for row in rows[1:])] for rows in (by_psql, by_runner))
+    assert by_psql == by_runner
 
 
 @pytest.fixture
