@@ -769,7 +769,9 @@ def _run_status(a: argparse.Namespace) -> int:
 
 def _run_verify(a: argparse.Namespace) -> int:
     columns, rows = run_query(_database(a), named_queries()["verify"], {})
-    _print_rows(columns, rows, a.format)
+    if rows or a.format != "table":
+        _print_rows(columns, rows, a.format)
+    log.info("%s", f"{len(rows)} differences" if rows else "all is as the migrations promise")
     return 1 if rows else 0
 
 

@@ -52,7 +52,10 @@ placed AS (
         -- Density grows linearly from 1 to 2.5 over 364 days: this is the inverse of its integral.
         FLOOR(364 * (SQRT(1 + 5.25 * u[1]) - 1) / 1.5)::INTEGER AS day,
         -- More than half are around eleven in the morning, most others around seven in the evening.
-        CASE WHEN u[2] < 0.06 THEN 24 * u[3] ELSE CASE WHEN u[2] < 0.6 THEN 11.5 ELSE 19 END + 3.2 * (u[3] + u[4] + u[5] - 1.5) END AS hour,
+        CASE
+            WHEN u[2] < 0.06 THEN 24 * u[3]
+            ELSE CASE WHEN u[2] < 0.6 THEN 11.5 ELSE 19 END + 3.2 * (u[3] + u[4] + u[5] - 1.5)
+        END AS hour,
         -- A few conversations have many sessions.
         'ac_' || TRANSLATE(ENCODE(UUID_SEND(MD5(
             FORMAT('%s conversation %s', :'seed', FLOOR(:'rows'::INTEGER * 0.45 * POWER(u[6], 1.8)))

@@ -202,7 +202,11 @@ constraint_differences AS (
             c.conname AS name,
             REPLACE(PG_GET_CONSTRAINTDEF(c.oid), ' NOT VALID', '') AS definition,
             c.convalidated AS is_validated,
-            c.oid IN (SELECT t.tgconstraint FROM pg_trigger AS t WHERE t.tgenabled = 'D') AS is_disabled,
+            c.oid IN (
+                SELECT t.tgconstraint
+                FROM pg_trigger AS t
+                WHERE t.tgenabled = 'D'
+            ) AS is_disabled,
             OBJ_DESCRIPTION(c.oid, 'pg_constraint') AS comment
         FROM pg_constraint AS c
         WHERE
