@@ -6,7 +6,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python runner.py
 
-.PHONY: help demo migrate rollback status verify queries query psql test chaos lint clean migration sums
+.PHONY: help demo migrate rollback status verify queries query purge report psql test chaos lint clean migration sums
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ queries: $(READY) ## list the named queries
 
 query: $(READY) ## run one: make query NAME=average_session_metrics ARGS="--days 7"
 	$(RUN) query $(NAME) $(ARGS)
+
+purge: $(READY) ## delete the sessions begun more than DAYS days ago, with a progress bar: make purge DAYS=400
+	$(VENV)/bin/python -m bench.purge $(DAYS)
 
 psql: $(READY) ## open psql on the same database
 	$(RUN) psql $(ARGS)

@@ -854,6 +854,8 @@ def _print_rows(columns: Sequence[str], rows: Sequence[tuple[Any, ...]], style: 
 def _text(value: Any, digits: int | None = None) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "t" if value else "f"  # As psql has it.
     if isinstance(value, Decimal | float):
         exact = Decimal(str(value))
         counted = exact.as_tuple().exponent == 0  # A whole number, in a column where others are not.

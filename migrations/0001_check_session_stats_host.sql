@@ -40,7 +40,7 @@ BEGIN
             USING ERRCODE = 'invalid_table_definition', HINT = 'Nothing was changed.';
     END IF;
 
-    IF NOT HAS_TABLE_PRIVILEGE(conversations, 'REFERENCES')
+    IF NOT HAS_COLUMN_PRIVILEGE(conversations, 'id', 'REFERENCES')
         AND NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = sessions AND contype = 'f')
     THEN
         RAISE EXCEPTION 'permission denied for table alicia_conversations: the foreign key to it needs REFERENCES'
@@ -53,7 +53,7 @@ BEGIN
     THEN
         BEGIN
             -- Planned, not run. COALESCE takes no function that returns a set.
-            EXECUTE $call$EXPLAIN SELECT COALESCE(generate_random_id('ass'), ''::TEXT)$call$;
+            EXECUTE $call$EXPLAIN SELECT COALESCE(generate_random_id('ass'), NULL)::TEXT$call$;
         EXCEPTION WHEN OTHERS THEN
             RAISE EXCEPTION 'this database does not fit: generate_random_id(''ass'') cannot be called: %', SQLERRM
                 USING ERRCODE = 'invalid_function_definition', HINT = 'Nothing was changed.';
@@ -152,7 +152,7 @@ BEGIN
             FROM pg_trigger AS t
             JOIN pg_proc AS p ON p.oid = t.tgfoid
             WHERE t.tgrelid = sessions AND t.tgname = 'update_session_stats_updated_at'
-                AND (t.tgtype & 19 <> 19 OR p.prosrc NOT ILIKE '%updated_at%')
+                AND (t.tgtype & 19 <> 19 OR p.prosrc !~* 'updated_at|moddatetime')
         ) AS misfit;
         IF misfits IS NOT NULL THEN
             RAISE EXCEPTION 'alicia_session_stats does not fit: %', misfits

@@ -9,12 +9,13 @@ SET LOCAL lock_timeout = '500ms';
 
 DO $migration$
 BEGIN
-    -- BEFORE UPDATE, for each row (tgtype: 1 row, 2 before, 16 update), by a function that speaks of updated_at.
+    -- BEFORE UPDATE, for each row (tgtype: 1 row, 2 before, 16 update), by a function that
+    -- speaks of updated_at, or the extension that is told the column's name.
     IF EXISTS (
         SELECT FROM pg_trigger AS t
         JOIN pg_proc AS p ON p.oid = t.tgfoid
         WHERE t.tgrelid = 'alicia_session_stats'::REGCLASS AND NOT t.tgisinternal
-            AND t.tgtype & 19 = 19 AND p.prosrc ILIKE '%updated_at%'
+            AND t.tgtype & 19 = 19 AND p.prosrc ~* 'updated_at|moddatetime'
     ) THEN
         RETURN;
     END IF;

@@ -4,22 +4,21 @@
 -- Mode: writes
 -- Param gap_minutes (integer, default 30): messages of a conversation further apart than this are in different
 --     sessions; exactly this far apart, they are in the same.
--- Param since_days (integer, default 36500): look at the conversations with a message sent or deleted, or a session
---     begun, in so many days of 24 hours; each is computed whole, so that no session is cut. The default is all.
+-- Param since_days (integer, default 36500): look only at conversations with a message sent or deleted, or a session
+--     begun, in so many days of 24 hours. Each is computed whole, so that no session is cut. A century is all.
 -- Returns: one row of counts of sessions. inserted: new. updated: counted or lasting otherwise than before. deleted:
---     of an earlier rebuild, and no longer in the messages, since a late one joined two, or one was deleted.
---     unchanged: as they were, and not written. orphaned: left out, since alicia_conversations lacks the
+--     made by an earlier rebuild, and no longer in the messages, since a late one joined two, or it was deleted.
+--     unchanged: as they should be, and not written. orphaned: left out, since alicia_conversations lacks their
 --     conversation. A session starts at its first message and lasts to its last, in whole seconds; it counts its
 --     messages, the tool uses of these, and the distinct memories retrieved for these. Soft-deleted rows, those
 --     with a deleted_at, do not count. Times are UTC.
--- Reads: idx_session_stats_created_at, alicia_session_stats_pkey
+-- Reads: idx_session_stats_created_at, idx_session_stats_conversation, alicia_session_stats_pkey
 --
 -- A rebuilt row is told by its id: ass_ and 22 characters of the SHA-256 of its own conversation_id and created_at.
--- So the same messages give the same ids, and no other row is ever touched: an id that the application drew is
--- random, and is not the hash of its row. Of a rebuilt row the counts are put right by the next rebuild, whatever
--- was written to them. One whose conversation or start is changed is thereby the application's own, and its
--- session is not made again. A session that the application recorded and the rebuild finds too is in two rows:
--- let one of them do it.
+-- So the same messages always give the same ids, and no other row is ever touched: the id that the application's
+-- own row drew is random, not the hash of the row. When the application changes the counts of a rebuilt row, the
+-- next rebuild puts them right; when it changes the conversation or the start, the row is its own from then on, and
+-- that session is not made again. A session that is both recorded and rebuilt stands in two rows: do one or the other.
 --
 -- psql -v gap_minutes=60 -v since_days=7 -f queries/rebuild_sessions.sql
 \if :{?gap_minutes}
@@ -70,8 +69,7 @@ messages AS (
     FROM spaced_messages
 ),
 
--- What there is to add up, in one list, so that no join of sessions with sessions can turn out quadratic where
--- the planner misjudges their number.
+-- What there is to add up, in one list.
 events (conversation_id, started_at, last_at, messages, tool_calls, memories) AS (
     SELECT conversation_id, started_at, created_at, 1, 0, 0
     FROM messages
@@ -117,7 +115,8 @@ sessions AS (
 compared AS (
     SELECT
         n.*,
-        -- NULL where there is no such row. Subqueries, which look each row up by its key.
+        -- NULL where there is no such row. A subquery looks each one up by its key; a join that trusts outdated
+        -- statistics may compare every session with every other. For the same reason, no join below.
         (
             SELECT
                 CASE
@@ -152,10 +151,13 @@ inserted AS (
         NOW() AT TIME ZONE 'UTC'
     FROM compared
     WHERE differs IS NULL AND message_count > 0 AND has_conversation
+    -- In order of time, as if they had been recorded.
+    ORDER BY started_at, id
     ON CONFLICT (id) DO NOTHING
     RETURNING id
 ),
 
+-- By ON CONFLICT, which finds each row by its key, and looks once more whether it still is the rebuild's own.
 updated AS (
     INSERT INTO alicia_session_stats AS s (
         id, conversation_id, message_count, tool_call_count, memories_used, session_duration_seconds, created_at, updated_at

@@ -278,7 +278,8 @@ index_differences AS (
         )
 ),
 
--- BEFORE UPDATE, for each row (tgtype: 1 row, 2 before, 16 update), by a function that speaks of updated_at.
+-- BEFORE UPDATE, for each row (tgtype: 1 row, 2 before, 16 update), by a function that speaks of updated_at, or
+-- the extension that is told the column's name.
 trigger_differences AS (
     SELECT
         'trigger ' || p.name AS object,
@@ -316,7 +317,7 @@ trigger_differences AS (
             t.tgrelid = s.oid AND NOT t.tgisinternal
             AND (
                 t.tgname = p.name
-                OR (o.object IS NULL AND t.tgtype & 19 = 19 AND f.prosrc ILIKE '%updated_at%')
+                OR (o.object IS NULL AND t.tgtype & 19 = 19 AND f.prosrc ~* 'updated_at|moddatetime')
             )
         ORDER BY t.tgenabled IN ('O', 'A') DESC, t.tgname = p.name DESC, t.tgname
         LIMIT 1

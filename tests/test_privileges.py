@@ -192,7 +192,7 @@ EVERYTHING = {
 }
 USAGE = "GRANT USAGE ON SCHEMA public TO"
 ROLES = {
-    "alicia_reader": ([USAGE, "GRANT SELECT ON alicia_session_stats TO"], {"SELECT", "SELECT id"}),
+    "alicia_reader": ([USAGE, "GRANT SELECT ON alicia_session_stats, alicia_session_stats_created TO"], {"SELECT", "SELECT id"}),
     "alicia_writer": (
         [USAGE, "GRANT INSERT, UPDATE, SELECT (id) ON alicia_session_stats TO"],
         {"SELECT id", "INSERT", "UPDATE", "UPDATE one", "lock"},
