@@ -58,23 +58,44 @@ def start() -> str:
             try:
                 psycopg.connect(conninfo, connect_timeout=5).close()
                 return conninfo
+            except psycopg.errors.ConnectionTimeout:
+                return conninfo  # It listens; that it is slow, the caller will see.
             except psycopg.OperationalError as error:
-                if "FATAL" in str(error) and "starting up" not in str(error):
+                starting = "starting up" in str(error)
+                if "FATAL" in str(error) and not starting:
                     return conninfo  # It runs; what it refuses, it will tell the caller too.
                 if time.monotonic() > deadline:
                     raise EmbeddedError(f"the embedded server does not start: see {data / 'log'}") from None
-            # Not start: a server that runs, but has lost its socket or its starter, is started anew.
-            run("pg_ctl", "-D", data, "-l", data / "log", "-o", f"-k {shlex.quote(str(sockets))}", "-m", "fast", "-w", "restart")
+            if starting:
+                time.sleep(0.1)
+                continue
+            # Not start: a server that has lost its socket still runs. One that was killed needs a moment to be gone.
+            with suppress(EmbeddedError):
+                run(
+                    "pg_ctl",
+                    "-D",
+                    data,
+                    "-l",
+                    data / "log",
+                    "-o",
+                    f"-k {shlex.quote(str(sockets))}",
+                    "-m",
+                    "fast",
+                    "-w",
+                    "restart",
+                )
 
 
 def stop(*, remove: bool = False) -> None:
     """Stop the server, if it runs; remove deletes its data and all else that was made for it."""
     if not home().exists():
         return
-    with _programs() as (run, data):
-        if (data / "postmaster.pid").exists():
-            run("pg_ctl", "-D", data, "-m", "fast", "-w", "stop")
-        shutil.rmtree(_sockets(data), ignore_errors=True)
+    with _programs() as (run, _):
+        for data in home().glob("data-*"):  # Of whichever version.
+            with suppress(EmbeddedError):  # It does not run.
+                run("pg_ctl", "-D", data, "status")
+                run("pg_ctl", "-D", data, "-m", "fast", "-w", "stop")
+            shutil.rmtree(_sockets(data), ignore_errors=True)
         if remove:
             for made in ("data-*", "programs", "initdb-*", "copy-*"):
                 for folder in home().glob(made):

@@ -120,8 +120,9 @@ def _resolve(conninfo: str | None) -> str:
 
 def _one_line(error: psycopg.Error) -> str:
     """The server's message, detail and hint, or else the client's message, without line breaks."""
-    said = (error.diag.message_primary, error.diag.message_detail, error.diag.message_hint)
-    return " ".join(". ".join(filter(None, said)).replace("..", ".").split() or str(error).split())
+    diagnosis = (error.diag.message_primary, error.diag.message_detail, error.diag.message_hint)
+    said = [part for part in diagnosis if part] or str(error).splitlines()
+    return " ".join(". ".join(part.strip().removesuffix(".") for part in said).split())
 
 
 def _embedded() -> ModuleType:
@@ -547,7 +548,7 @@ PURPOSES = ("usage analytics", "performance monitoring", "resource planning", "u
 def named_queries() -> dict[str, Query]:
     """Every named query by its name, in the order of the purposes that they serve."""
     queries = [read_query(path) for path in sorted((HERE / "queries").glob("*.sql"))]
-    return {query.name: query for query in sorted(queries, key=lambda query: PURPOSES.index(query.purpose))}
+    return {query.name: query for query in sorted(queries, key=lambda query: [*PURPOSES, query.purpose].index(query.purpose))}
 
 
 def query(conninfo: str | None, name: str, *, timeout: float = 30, **params: object) -> list[dict[str, Any]]:
@@ -601,8 +602,8 @@ def _values(query: Query, params: Mapping[str, object]) -> dict[str, str]:
         if value is None:
             raise UsageError(f"{query.name} needs --{param.name} ({param.description})")
         if param.type == "integer" and value != param.default:
-            if not re.fullmatch(r"[+-]?\d+", value):
-                raise UsageError(f"--{param.name} must be a whole number, not '{value}'")
+            if not re.fullmatch(r"[+-]?[0-9]{1,30}", value):
+                raise UsageError(f"--{param.name} must be a whole number, not '{value.split('://')[0]}'")
             if not 0 <= int(value) < 2**31:
                 raise UsageError(f"--{param.name} must be between 0 and {2**31 - 1}, not {value}")
         values[param.name] = value
@@ -661,9 +662,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if re.search("://|password=", message):
+            raise UsageError(
+                "a database URL stands where none belongs (not shown, it may hold a password): pass it with --database"
+            )
         if choice := re.match(r"argument (\w+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
             message = _unknown(choice[1].lower(), choice[2], re.findall(r"[\w-]+", choice[3]))
-        message = re.sub(r"\S+://\S*|\S*password=.*", "(not shown, it may hold a password)", message)
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
@@ -705,7 +709,7 @@ def _parser() -> argparse.ArgumentParser:
     formatted(command("status", _run_status, "show each migration, applied or pending; exit 3 when one is pending"))
     formatted(command("verify", _run_verify, "compare the database with what the migrations promise; exit 1 when it differs"))
     formatted(command("queries", _run_queries, "list the named queries"))
-    asked = command("query", _run_query, "run a named query").add_subparsers(metavar="NAME", required=True, parser_class=_Parser)
+    asked = command("query", _run_query, "run a named query").add_subparsers(metavar="QUERY", required=True, parser_class=_Parser)
     for each in named_queries().values():
         layout = argparse.RawDescriptionHelpFormatter
         made = command(each.name, _run_query, each.summary, asked, long=each.documentation, formatter_class=layout)
@@ -725,13 +729,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    if not re.fullmatch(r"\d{1,7}(\.\d+)?", text):
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", text):
         raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, not '{text}'")
     return float(text)
 
 
 def _count(text: str) -> int:
-    if not re.fullmatch(r"0*[1-9]\d{0,8}", text):
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
         raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more, not '{text}'")
     return int(text)
 

@@ -32,12 +32,15 @@ deleted AS (
 
 SELECT
     COUNT(*) AS deleted,
-    -- This statement still sees the rows that it deletes: beyond as many as these, is there another?
-    EXISTS(
-        SELECT
-        FROM alicia_session_stats
-        WHERE created_at < NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
-        ORDER BY created_at
-        OFFSET (SELECT COUNT(*) FROM deleted)
-    ) AS more_remain
+    -- This statement still sees the rows that it deletes: are there more?
+    (
+        SELECT COUNT(*)
+        FROM (
+            SELECT created_at
+            FROM alicia_session_stats
+            WHERE created_at < NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
+            ORDER BY created_at
+            LIMIT :'batch'::BIGINT + 1
+        ) AS seen
+    ) > COUNT(*) AS more_remain
 FROM deleted;

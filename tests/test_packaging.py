@@ -23,7 +23,7 @@ REQUIREMENTS = [
     *(line for lines in PROJECT["project"]["optional-dependencies"].values() for line in lines),
     *(line for lines in PROJECT["dependency-groups"].values() for line in lines),
 ]
-PUBLIC = ("migrate", "rollback", "status", "plan", "query", "SessionStatsError", "UsageError", "LockedError")
+PUBLIC = ("migrate", "rollback", "status", "verify", "plan", "query", "SessionStatsError", "UsageError", "LockedError")
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +81,7 @@ def test_the_installed_package_has_its_public_names(installed: Path, tmp_path: P
     code = f"import alicia_session_stats as p; print(*(type(getattr(p, name)).__name__ for name in {PUBLIC}))"
     done = run(tmp_path, installed / "python", "-W", "error", "-c", code)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == ["function"] * 5 + ["type"] * 3
+    assert done.stdout.split() == ["function"] * 6 + ["type"] * 3
 
 
 def test_without_a_database_the_installed_command_says_what_to_set(installed: Path, tmp_path: Path) -> None:

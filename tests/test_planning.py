@@ -97,6 +97,7 @@ def test_without_sessions_nobody_is_alive(still: Connection) -> None:
     rows = answer(still, "peak_concurrency", [], at(3))
     assert [row[0] for row in rows] == [date(2024, 10, 21) + timedelta(n) for n in range(14)]
     assert {row[1:] for row in rows} == {(0, None, None)}
+    assert answer(still, "peak_concurrency", [Session(at(3), seconds=9)], at(3), days=0) == []
 
 
 def test_a_session_that_ends_as_another_starts_does_not_meet_it(still: Connection) -> None:

@@ -226,7 +226,7 @@ def test_a_url_in_the_wrong_place_is_not_repeated(arguments: tuple[str, ...]) ->
     [
         ("", "COMMAND"),
         ("statsu", "did you mean 'status'"),
-        ("query", "NAME"),
+        ("query", "QUERY"),
         ("query averge_session_metrics", "did you mean 'average_session_metrics'"),
         ("query nothing_like_it", "average_session_metrics"),
         ("query session_stats", "--conversation_id"),

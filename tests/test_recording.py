@@ -1,0 +1,396 @@
+"""Recording loses nothing and counts nothing twice, whoever dies beside it; deleting takes the oldest and waits for nobody."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+from conftest import ROOT, cli, conninfo_of, psql, scalar
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
+
+from runner import SessionStatsError, UsageError, named_queries, query
+
+Connection = psycopg.Connection[Any]
+Insert = Callable[..., str]
+COUNTERS = {
+    "messages": "message_count",
+    "tool_calls": "tool_call_count",
+    "memories": "memories_used",
+    "seconds": "session_duration_seconds",
+}
+MAXIMUM = 2**31 - 1
+QUERIES = named_queries()
+few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def table(db: Connection) -> list[tuple[Any, ...]]:
+    return db.execute("SELECT * FROM alicia_session_stats ORDER BY id").fetchall()
+
+
+def count_connections(db: Connection, condition: LiteralString) -> int:
+    return scalar(db, f"SELECT COUNT(*) FROM pg_stat_activity WHERE datname = CURRENT_DATABASE() AND {condition}")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def run(db: Connection, name: str, **params: object) -> dict[str, Any]:
+    """Run a query on this connection, in the transaction that it is in, with parameters as the runner gives them."""
+    defaults = {param.name: param.default for param in QUERIES[name].params}
+    cursor = db.execute(QUERIES[name].statement.encode(), {**defaults, **{each: str(value) for each, value in params.items()}})
+    columns = [column.name for column in cursor.description or ()]
+    (row,) = cursor.fetchall()
+    return dict(zip(columns, row, strict=True))
+
+
+# start_session --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/Los_Angeles"])
+def test_a_session_starts_now_in_utc_with_nothing_in_it(db: Connection, zone: str) -> None:
+    db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
+    with db.transaction():
+        db.execute("SELECT SET_CONFIG('TimeZone', %s, TRUE)", [zone])
+        row = run(db, "start_session", conversation_id="ac_1")
+        now = scalar(db, "SELECT NOW() AT TIME ZONE 'UTC'")
+    assert row.pop("id").startswith("ass_")
+    assert row == {"conversation_id": "ac_1", **dict.fromkeys(COUNTERS.values(), 0), "created_at": now, "updated_at": now}
+
+
+def test_start_session_returns_the_row_that_is_in_the_table(db: Connection) -> None:
+    db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
+    rows = [query(conninfo_of(db), "start_session", conversation_id="ac_1")[0] for _ in range(2)]
+    assert sorted(tuple(row.values()) for row in rows) == table(db)
+
+
+def test_a_session_of_an_unknown_conversation_is_one_clear_error(db: Connection) -> None:
+    done = cli("query", "start_session", "--conversation_id", "ac_none", "--database", conninfo_of(db))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert "(ac_none) is not present" in done.stderr
+    assert table(db) == []
+
+
+# record_activity ------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ass_1", "ass_2"]), *[st.integers(0, 9)] * 4), max_size=8))
+@few
+def test_what_is_recorded_adds_up_in_its_session_and_in_no_other(
+    db: Connection, calls: list[tuple[str, int, int, int, int]]
+) -> None:
+    expected = {"ass_1": [0] * 4, "ass_2": [0] * 4, "ass_3": [0] * 4}
+    with db.transaction(force_rollback=True):
+        db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
+        db.execute("INSERT INTO alicia_session_stats (id, conversation_id) SELECT UNNEST(%s::TEXT[]), 'ac_1'", [list(expected)])
+        for session, *amounts in calls:
+            expected[session] = [before + more for before, more in zip(expected[session], amounts, strict=True)]
+            row = run(db, "record_activity", session_id=session, **dict(zip(COUNTERS, amounts, strict=True)))
+            stored = db.execute("SELECT * FROM alicia_session_stats WHERE id = %s", [session]).fetchone()
+            assert tuple(row.values()) == stored
+            assert [row[column] for column in COUNTERS.values()] == expected[session]
+        assert {row[0]: list(row[2:6]) for row in table(db)} == expected
+
+
+def test_updated_at_advances_when_something_was_recorded_and_only_then(db: Connection, insert: Insert) -> None:
+    session = insert()
+    (before,) = table(db)
+    assert tuple(run(db, "record_activity", session_id=session).values()) == before
+    assert run(db, "record_activity", session_id=session, seconds=1)["updated_at"] > before[-1]
+
+
+def test_an_unknown_session_is_a_clear_error_in_python_the_command_line_and_psql(db: Connection, insert: Insert) -> None:
+    insert()
+    before, conninfo = table(db), conninfo_of(db)
+    with pytest.raises(UsageError, match='"no session ass_none"'):
+        query(conninfo, "record_activity", session_id="ass_none", messages=1)
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match='"no session "'):
+        run(db, "record_activity", session_id="")
+    done = cli("query", "record_activity", "--session_id", "it's 100%", "--database", conninfo)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert '"no session it\'s 100%"' in done.stderr
+    done = psql(conninfo, "-v", "session_id=ass_none", "-f", ROOT / "queries/record_activity.sql")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
+    assert 'ERROR:  string is not a valid identifier: "no session ass_none"' in done.stderr
+    assert table(db) == before
+
+
+def test_a_session_deleted_while_the_writer_waited_for_it_is_an_error(db: Connection, insert: Insert) -> None:
+    session = insert()
+    command = ["query", "record_activity", "--session_id", session, "--database", conninfo_of(db)]
+    with ThreadPoolExecutor() as pool:
+        with psycopg.connect(conninfo_of(db)) as other:
+            other.execute("DELETE FROM alicia_session_stats")
+            writing = pool.submit(cli, *command)
+            wait_until(lambda: count_connections(db, "wait_event_type = 'Lock'") == 1)
+        done = writing.result()
+    assert done.returncode == 2
+    assert f'"no session {session}"' in done.stderr
+
+
+@pytest.mark.parametrize("name", COUNTERS)
+def test_a_count_beyond_the_integer_maximum_is_one_clear_error_and_changes_nothing(
+    name: str, db: Connection, insert: Insert
+) -> None:
+    session = insert(**{COUNTERS[name]: MAXIMUM - 5})
+    before = table(db)
+    others = [f"--{each}=1" for each in COUNTERS if each != name]
+    done = cli("query", "record_activity", "--session_id", session, f"--{name}=6", *others, "--database", conninfo_of(db))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "alicia-session-stats: record_activity: integer out of range\n"
+    assert table(db) == before
+    assert run(db, "record_activity", session_id=session, **{name: 5})[COUNTERS[name]] == MAXIMUM
+
+
+def test_psql_starts_and_records_alike(db: Connection) -> None:
+    db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
+    done = psql(conninfo_of(db), "-Atq", "-v", "conversation_id=ac_1", "-f", ROOT / "queries/start_session.sql")
+    assert (done.returncode, done.stderr) == (0, "")
+    given = ["-v", f"session_id={done.stdout.split('|')[0]}", "-v", "messages=2", "-v", "seconds=40"]
+    done = psql(conninfo_of(db), "-Atq", *given, "-f", ROOT / "queries/record_activity.sql")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split("|")[2:6] == ["2", "0", "0", "40"]
+
+
+# 64 writers -----------------------------------------------------------------------------------------------
+
+SESSIONS, PROCESSES, THREADS, DOOMED, CALLS = 100, 8, 8, 2, 40
+
+# Each says on stdout, a file that outlives it, what it asks for and what was acknowledged. After an error it goes on
+# with another increment: nothing is asked for twice.
+WRITER = """
+import os, random, sys, threading
+import psycopg, runner
+
+conninfo, process, sessions, threads, calls = sys.argv[1], *map(int, sys.argv[2:])
+statement = runner.named_queries()["record_activity"].statement.encode()
+
+def write(writer):
+    chance, connection = random.Random(writer), None
+    for number in range(calls):
+        session, amount = chance.randrange(sessions), chance.randrange(1, 2**18)
+        os.write(1, f"asked {writer} {number} {session} {amount}\\n".encode())
+        try:
+            connection = connection or runner.connect(conninfo)
+            values = {"session_id": f"ass_{session}", "messages": "1", "tool_calls": "2", "memories": "3", "seconds": str(amount)}
+            assert connection.execute(statement, values).fetchone()[0] == f"ass_{session}"
+        except psycopg.OperationalError:
+            connection = None
+        else:
+            os.write(1, f"acknowledged {writer} {number} {session} {amount}\\n".encode())
+
+for thread in range(threads):
+    threading.Thread(target=write, args=[process * threads + thread]).start()
+"""
+
+
+def start_writers(conninfo: str, process: int, log: Path) -> subprocess.Popen[bytes]:
+    calls = 10**9 if process < DOOMED else CALLS
+    arguments = [make_conninfo(conninfo, application_name="writer"), *map(str, (process, SESSIONS, THREADS, calls))]
+    with log.open("ab") as stdout:
+        return subprocess.Popen([sys.executable, "-c", WRITER, *arguments], cwd=ROOT, stdout=stdout)
+
+
+def terminate_one(db: Connection) -> int:
+    """End the connection of some writer; returns how many that were, 0 or 1."""
+    return scalar(
+        db,
+        "SELECT COUNT(*) FILTER (WHERE pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity "
+        "WHERE datname = CURRENT_DATABASE() AND application_name = 'writer' ORDER BY RANDOM() LIMIT 1) AS w",
+    )
+
+
+def subset_sums(amounts: list[int]) -> set[int]:
+    sums = {0}
+    for amount in amounts:
+        sums |= {each + amount for each in sums}
+    return sums
+
+
+def test_of_64_writers_some_killed_every_acknowledged_increment_is_there_and_none_twice(db: Connection, tmp_path: Path) -> None:
+    db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
+    db.execute(
+        "INSERT INTO alicia_session_stats (id, conversation_id) SELECT 'ass_' || n, 'ac_1' FROM GENERATE_SERIES(0, %s) AS n",
+        [SESSIONS - 1],
+    )
+    logs = [tmp_path / str(process) for process in range(PROCESSES)]
+    processes = [start_writers(conninfo_of(db), process, log) for process, log in enumerate(logs)]
+    terminated = 0
+    try:
+        while any(process.poll() is None for process in processes):
+            terminated += terminate_one(db)
+            for process, log in zip(processes[:DOOMED], logs, strict=False):
+                if log.read_bytes().count(b"acknowledged") > THREADS * CALLS // 2:
+                    process.kill()
+            time.sleep(random.uniform(0.02, 0.08))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    wait_until(lambda: count_connections(db, "application_name = 'writer'") == 0)
+
+    asked, acknowledged = (
+        {line.split(" ", 1)[1] for log in logs for line in log.read_text().splitlines() if line.startswith(word)}
+        for word in ("asked", "acknowledged")
+    )
+    sure, doubtful = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
+    for each in asked:
+        _, _, session, amount = each.split()
+        (sure if each in acknowledged else doubtful)[f"ass_{session}"].append(int(amount))
+    assert [process.returncode for process in processes] == [-9] * DOOMED + [0] * (PROCESSES - DOOMED)
+    assert len({each.split()[0] for each in acknowledged}) == PROCESSES * THREADS
+    assert terminated > 0
+    assert sum(map(len, doubtful.values())) >= DOOMED
+    for session, _, messages, tool_calls, memories, seconds, *_ in table(db):
+        assert len(sure[session]) <= messages <= len(sure[session]) + len(doubtful[session])
+        assert (tool_calls, memories) == (2 * messages, 3 * messages)  # All of an increment, or nothing.
+        assert seconds - sum(sure[session]) in subset_sums(doubtful[session])
+
+
+# delete_sessions_before -----------------------------------------------------------------------------------
+
+DAY = timedelta(days=1)
+ages = st.one_of(
+    st.sampled_from([7 * DAY, 7 * DAY + timedelta(microseconds=1), 7 * DAY - timedelta(microseconds=1), 8 * DAY]),
+    st.timedeltas(-DAY, 400 * DAY),
+)
+
+
+@given(st.lists(ages, max_size=12), st.integers(0, 5), st.sampled_from(["UTC", "Asia/Tokyo"]))
+@few
+def test_a_batch_is_the_oldest_of_those_begun_longer_ago(db: Connection, old: list[timedelta], batch: int, zone: str) -> None:
+    with db.transaction(force_rollback=True):
+        db.execute("SELECT SET_CONFIG('TimeZone', %s, TRUE)", [zone])
+        now = scalar(db, "SELECT NOW() AT TIME ZONE 'UTC'")
+        db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
+        rows = [(now - age, f"ass_{number}") for number, age in enumerate(old)]
+        with db.cursor() as cursor:
+            cursor.executemany("INSERT INTO alicia_session_stats (conversation_id, created_at, id) VALUES ('ac_1', %s, %s)", rows)
+        doomed = sorted(row for row in rows if row[0] < now - 7 * DAY)
+        for _ in range(3):
+            expected = {"deleted": len(doomed[:batch]), "more_remain": len(doomed) > batch}
+            assert run(db, "delete_sessions_before", days=7, batch=batch) == expected
+            rows, doomed = [row for row in rows if row not in doomed[:batch]], doomed[batch:]
+            assert sorted((row[6], row[0]) for row in table(db)) == sorted(rows)
+
+
+def test_a_session_that_is_being_written_is_skipped_without_waiting_and_remains(db: Connection, insert: Insert) -> None:
+    written, others = insert(created_at="2020-01-01"), [insert(created_at=f"2020-01-0{day}") for day in (2, 3, 4)]
+    with psycopg.connect(conninfo_of(db)) as writer:
+        run(writer, "record_activity", session_id=written, messages=1)
+        db.execute("SET lock_timeout = '100ms'")
+        assert run(db, "delete_sessions_before", days=1, batch=2) == {"deleted": 2, "more_remain": True}
+        assert {row[0] for row in table(db)} == {written, others[2]}
+        assert run(db, "delete_sessions_before", days=1, batch=2) == {"deleted": 1, "more_remain": True}
+        assert run(db, "delete_sessions_before", days=1, batch=2) == {"deleted": 0, "more_remain": True}
+    assert [row[2] for row in table(db)] == [1]
+    assert run(db, "delete_sessions_before", days=1, batch=2) == {"deleted": 1, "more_remain": False}
+
+
+def test_two_that_delete_at_once_take_different_sessions(db: Connection, insert: Insert) -> None:
+    for day in range(1, 6):
+        insert(created_at=f"2020-01-0{day}")
+    with psycopg.connect(conninfo_of(db)) as other:
+        assert run(other, "delete_sessions_before", days=1, batch=3) == {"deleted": 3, "more_remain": True}
+        assert run(db, "delete_sessions_before", days=1, batch=3)["deleted"] == 2
+    assert table(db) == []
+
+
+def test_deleting_needs_its_days(db: Connection, insert: Insert) -> None:
+    insert(created_at="2020-01-01")
+    with pytest.raises(UsageError, match="needs --days"):
+        query(conninfo_of(db), "delete_sessions_before")
+    with pytest.raises(SessionStatsError, match="between 0 and"):
+        query(conninfo_of(db), "delete_sessions_before", days=-1)
+    assert len(table(db)) == 1
+
+
+def test_a_batch_is_found_by_indexes_whatever_the_statistics_say(db: Connection) -> None:
+    db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
+    fill = (
+        "INSERT INTO alicia_session_stats (conversation_id, created_at) "
+        "SELECT 'ac_1', TIMESTAMP '2020-01-01' + n * INTERVAL '1 minute' FROM GENERATE_SERIES(1, 5000) AS n"
+    )
+    for statistics in ("DELETE FROM alicia_session_stats", "SELECT"):  # Of an empty table, then of a full one.
+        db.execute(fill)
+        db.execute(statistics.encode())
+        db.execute("ANALYZE alicia_session_stats")
+        db.execute(fill)
+        values = {"days": "7", "batch": "50"}
+        plan = db.execute(f"EXPLAIN {QUERIES['delete_sessions_before'].statement}".encode(), values).fetchall()
+        lines = [line for (line,) in plan]
+        assert any("using idx_session_stats_created_at" in line for line in lines)
+        assert any("alicia_session_stats_pkey" in line for line in lines)
+        assert not any("Seq Scan" in line for line in lines)
+
+
+# purge ----------------------------------------------------------------------------------------------------
+
+
+def purge(conninfo: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench.purge", *arguments]
+    environment = {**os.environ, "DATABASE_URL": conninfo}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_purge_deletes_batch_by_batch_each_in_its_own_transaction(db: Connection, insert: Insert) -> None:
+    young = insert()
+    db.execute(
+        "INSERT INTO alicia_session_stats (conversation_id, created_at) "
+        "SELECT 'ac_1', '2020-01-01' FROM GENERATE_SERIES(1, 20001)"
+    )
+    db.execute("""
+        CREATE TABLE batches AS SELECT TXID_CURRENT() AS transaction, 0::BIGINT AS sessions WHERE FALSE;
+        CREATE FUNCTION note_batch() RETURNS TRIGGER LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO batches SELECT TXID_CURRENT(), COUNT(*) FROM deleted;
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER note_batch AFTER DELETE ON alicia_session_stats REFERENCING OLD TABLE AS deleted
+        FOR EACH STATEMENT EXECUTE FUNCTION note_batch();
+    """)
+    done = purge(conninfo_of(db), "30")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "20001/20001" in done.stderr
+    assert [row[0] for row in table(db)] == [young]
+    batches = db.execute("SELECT COUNT(DISTINCT transaction), ARRAY_AGG(sessions ORDER BY sessions) FROM batches").fetchone()
+    assert batches == (3, [1, 10000, 10000])
+    assert purge(conninfo_of(db), "30").returncode == 0
+
+
+def test_purge_says_that_sessions_remain_which_somebody_is_writing(db: Connection, insert: Insert) -> None:
+    written, *_ = [insert(created_at="2020-01-01") for _ in range(3)]
+    with psycopg.connect(conninfo_of(db)) as writer:
+        run(writer, "record_activity", session_id=written, messages=1)
+        done = purge(conninfo_of(db), "30")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("purge: the sessions that remain are being written")
+    assert [row[0] for row in table(db)] == [written]
+
+
+@pytest.mark.parametrize("arguments", [[], ["soon"], ["-1"], ["30", "40"], ["2147483647"]])
+def test_purge_refuses_what_is_no_number_of_days_in_one_line(arguments: list[str], db: Connection, insert: Insert) -> None:
+    insert(created_at="2020-01-01")
+    done = purge(conninfo_of(db), *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert len(table(db)) == 1
+
+
+def test_purge_of_a_server_that_does_not_answer_is_one_line() -> None:
+    done = purge("host=/nowhere dbname=none", "30")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
