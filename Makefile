@@ -35,6 +35,9 @@ query: $(READY) ## run one: make query NAME=average_session_metrics ARGS="--days
 purge: $(READY) ## delete the sessions begun more than DAYS days ago, with a progress bar: make purge DAYS=400
 	$(VENV)/bin/python -m bench.purge $(DAYS)
 
+report: $(READY) ## write report.html, the answers of every query with charts (ARGS="--output other.html")
+	$(VENV)/bin/python -m report $(ARGS)
+
 psql: $(READY) ## open psql on the same database
 	$(RUN) psql $(ARGS)
 
@@ -71,6 +74,6 @@ SQUAWK := --exclude=ban-drop-table,transaction-nesting,require-lock-timeout,requ
 $(READY): pyproject.toml tests/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print(*p["project"]["dependencies"], *p["project"]["optional-dependencies"]["embedded"], *p["dependency-groups"]["dev"], sep="\n")' > $(VENV)/requirements.txt
+	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print(*p["project"]["dependencies"], *sum(p["project"]["optional-dependencies"].values(), []), *p["dependency-groups"]["dev"], sep="\n")' > $(VENV)/requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt -c tests/constraints.txt
 	touch $(READY)

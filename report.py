@@ -55,7 +55,8 @@ class Drawing:
     def svg(self, narrow: bool) -> str:
         """Draw it, inline SVG with colours and fonts left to the page's CSS."""
         svg = vl_convert.vegalite_to_svg({**FRAME, **self.spec(narrow), "width": 350 if narrow else 760})
-        return re.sub(r"(\.\d\d)\d+", r"\1", svg)  # A hundredth of a pixel is enough.
+        # A hundredth of a pixel is enough, and the chart is one picture to a screen reader, without parts.
+        return re.sub(r"(?<=\.\d\d)\d+| (?:role|aria-\w+)=\"[^\"]*\"", "", svg)
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,8 @@ CONTRAST = """() => {
     return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
   };
   const drawn = (one) => one instanceof SVGElement;
-  const fill = (one) => drawn(one) ? (one.tagName === "path" ? getComputedStyle(one).fill : "none") : getComputedStyle(one).backgroundColor;
+  const style = (one) => getComputedStyle(one);
+  const fill = (one) => one.tagName === "path" ? style(one).fill : drawn(one) ? "none" : style(one).backgroundColor;
   const opaque = (colour) => colour !== "none" && rgba(colour)[3] === 255;
   document.querySelectorAll("details").forEach((one) => (one.open = true));
   document.head.append(Object.assign(document.createElement("style"), { textContent: "* { pointer-events: all !important }" }));
@@ -255,7 +256,7 @@ CONTRAST = """() => {
     const box = range.getClientRects()[0];
     const stack = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2);
     const behind = stack.slice(Math.max(0, stack.indexOf(text))).map(fill).find(opaque);
-    const own = getComputedStyle(text)[drawn(text) ? "fill" : "color"];
+    const own = style(text)[drawn(text) ? "fill" : "color"];
     const [less, more] = [light(own), light(behind)].sort((a, b) => a - b);
     return [more / less, text.textContent.trim().slice(0, 40)];
   });
