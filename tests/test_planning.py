@@ -286,6 +286,12 @@ def test_days_that_are_all_the_same_have_no_goodness_of_fit(still: Connection) -
     assert {row[1:] for row in rows} == {(1, 1, 1, None, 7, 7, 7, None, "40 days")}
 
 
+def test_a_model_that_explains_nothing_has_a_goodness_of_fit_of_zero(still: Connection) -> None:
+    weeks = [0, 0, 0, 1, 0, 0, 0]  # No trend, no weekday; and sevenths, which decimals round.
+    rows = answer(still, "growth_forecast", every_day(MONDAY, *[week for week in weeks for _ in range(7)]), MONDAY, horizon=1)
+    assert rows[0][8] == 0
+
+
 def test_a_decline_stops_at_zero(still: Connection) -> None:
     rows = answer(still, "growth_forecast", every_day(MONDAY, *[1000 - 30 * n + n % 3 for n in range(33)]), MONDAY)
     assert min(min(row[5:8]) for row in rows) == max(row[5] for row in rows[5:]) == 0

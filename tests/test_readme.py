@@ -60,19 +60,22 @@ def named(bare: Connection) -> dict[str, str]:
 @pytest.mark.parametrize("command", MAKE)
 def test_make_commands_work(command: str, checkout: Path, named: dict[str, str]) -> None:
     quick = {"make demo": "make demo ROWS=500", "make test": "make test ARGS=--collect-only", "make chaos": "make -n chaos"}
-    if command.startswith("make query "):
+    if command.startswith(("make query ", "make purge", "make report")):
         assert shell("make migrate", checkout, **named).returncode == 0
     done = shell(quick.get(command, command), checkout, **named)
     assert done.returncode == 0, done.stderr
 
 
 def test_what_the_readme_shows_of_a_query_has_the_rows_and_columns_that_it_has(db: Connection) -> None:
-    shown = re.search(r"\$ make query NAME=(\w+)\n(.*?)```", README, re.S)
-    assert shown is not None
-    lines = [[cell.strip() for cell in line.split("|")] for line in shown[2].splitlines() if "-+-" not in line]
-    columns, rows = runner.run_query(conninfo_of(db), runner.named_queries()[shown[1]], {})
-    assert lines[0] == columns
-    assert [line[0] for line in lines[1:]] == [row[0] for row in rows]
+    shown = re.findall(r'\$ make query NAME=(\w+)(?: ARGS="--days (\d+)")?\n(.*?)```', README, re.S)
+    purposes = [runner.named_queries()[name].purpose for name, _, _ in shown]
+    assert purposes == list(runner.PURPOSES[:4])
+    for name, days, text in shown:
+        lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if "-+-" not in line]
+        columns, rows = runner.run_query(conninfo_of(db), runner.named_queries()[name], {"days": days or None})
+        assert lines[0] == columns
+        assert len(lines[1:]) == len(rows)
+        assert all(len(line) == len(columns) for line in lines)
 
 
 def test_the_files_apply_with_psql_and_with_yoyo(bare: Connection, checkout: Path, named: dict[str, str]) -> None:
