@@ -6,6 +6,9 @@ VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python runner.py
 
+# Say what runs, but not on stdout: make query ... > file.csv holds the rows and nothing else.
+say = echo '$(subst ','\'',$(1))' >&2; $(1)
+
 .PHONY: help demo migrate rollback status verify queries query purge report psql test chaos lint clean migration sums
 
 help: ## print this help
@@ -21,16 +24,16 @@ rollback: $(READY) ## take back the newest migration (ARGS="--all --allow-data-l
 	$(RUN) rollback $(ARGS)
 
 status: $(READY) ## show each migration, applied or pending
-	$(RUN) status $(ARGS)
+	@$(call say,$(RUN) status $(ARGS))
 
 verify: $(READY) ## compare the database with what the migrations promise
-	$(RUN) verify $(ARGS)
+	@$(call say,$(RUN) verify $(ARGS))
 
 queries: $(READY) ## list the named queries
-	$(RUN) queries $(ARGS)
+	@$(call say,$(RUN) queries $(ARGS))
 
 query: $(READY) ## run one: make query NAME=average_session_metrics ARGS="--days 7"
-	$(RUN) query $(NAME) $(ARGS)
+	@$(call say,$(RUN) query $(NAME) $(ARGS))
 
 purge: $(READY) ## delete the sessions begun more than DAYS days ago, with a progress bar: make purge DAYS=400
 	$(VENV)/bin/python -m bench.purge $(DAYS)
@@ -56,7 +59,7 @@ lint: $(READY) ## check the format, types and SQL of everything
 
 clean: ## stop the embedded server, delete its data and all that make made
 	if [ -f $(READY) ]; then $(RUN) embedded --remove; fi
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) report.html build dist .pytest_cache .ruff_cache .hypothesis
 
 migration: ## start a new migration: make migration NAME=add_session_stats_something
 	@case "$(NAME)" in *session_stats*) ;; *) echo "NAME must contain session_stats: make migration NAME=add_session_stats_something" >&2; exit 2;; esac

@@ -99,6 +99,7 @@ def connect(conninfo: str | None = None, *, wait: float = 0) -> psycopg.Connecti
 def _resolve(conninfo: str | None) -> str:
     """The database that is meant: the given one, else the environment's, else the embedded server."""
     given = conninfo if conninfo is not None else os.environ.get("DATABASE_URL") or None
+    given = given and re.sub(r"^(postgres(ql)?)\+\w+://", r"\1://", given)  # SQLAlchemy's and yoyo's form.
     if given is None:
         configured = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGSERVICE")
         here = any(os.environ.get(name) for name in configured)
@@ -614,6 +615,9 @@ def _explained(error: psycopg.Error, query: Query, timeout: float) -> SessionSta
     said = _one_line(error)
     if isinstance(error, errors.QueryCanceled) and "statement timeout" in said:
         return SessionStatsError(f"{query.name} took longer than {timeout:g} s: raise --timeout")
+    said = re.sub(r'^string is not a valid identifier: "(.*)"$', r"\1", said)  # How record_activity must say it.
+    if isinstance(error, errors.UndefinedTable) and "alicia_session_stats" not in said:
+        return SessionStatsError(f"{query.name}: {said}. It reads the host's tables: see query {query.name} --help")
     if isinstance(error, errors.UndefinedTable | errors.UndefinedFunction | errors.UndefinedColumn):
         return SessionStatsError(f"{query.name}: {said}. Is this database migrated? Run migrate, or look with status")
     if isinstance(error, psycopg.DataError):
@@ -716,7 +720,8 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(query=each)
         for param in each.params:
             shown = f"{param.description} ({param.type}, {f'default {param.default}' if param.default else 'required'})"
-            made.add_argument(f"--{param.name}", metavar=param.type.upper(), dest=f"param:{param.name}", help=shown)
+            spellings = dict.fromkeys([f"--{param.name}", f"--{param.name.replace('_', '-')}"])
+            made.add_argument(*spellings, metavar=param.type.upper(), dest=f"param:{param.name}", help=shown)
         formatted(made)
         made.add_argument("--timeout", type=_seconds, default=30, metavar="S", help="give up after S seconds (30)")
         made.add_argument("--explain", action="store_true", help="show the plan and what it read, instead of the rows")

@@ -19,7 +19,8 @@ WITH oldest AS (
     FROM alicia_session_stats
     WHERE created_at < NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
     ORDER BY created_at, id
-    LIMIT :'batch'
+    -- Days below 0 would be all sessions, those of this moment too: PostgreSQL refuses a negative LIMIT.
+    LIMIT CASE WHEN :'days'::INTEGER < 0 THEN -1 ELSE :'batch'::BIGINT END
     FOR UPDATE SKIP LOCKED
 ),
 

@@ -111,10 +111,11 @@ forecast AS (
     SELECT
         a.day,
         t.metric,
-        t.r2,
-        GREATEST(f.expected, 0) AS expected,
-        GREATEST(f.expected - f.margin, 0) AS low,
-        GREATEST(f.expected + f.margin, 0) AS high
+        ROUND(t.r2, 9) AS r2,
+        -- Nine decimals are more than any history can tell; exact arithmetic would go on to a hundred.
+        ROUND(GREATEST(f.expected, 0), 9) AS expected,
+        ROUND(GREATEST(f.expected - f.margin, 0), 9) AS low,
+        ROUND(GREATEST(f.expected + f.margin, 0), 9) AS high
     FROM ahead AS a
     INNER JOIN weekdays AS w ON EXTRACT(ISODOW FROM a.day) = w.weekday
     INNER JOIN trends AS t ON w.metric = t.metric

@@ -14,6 +14,10 @@
 --     with a deleted_at, do not count. Times are UTC.
 -- Reads: idx_session_stats_created_at, idx_session_stats_conversation, alicia_session_stats_pkey
 --
+-- The host's tables, with timestamps without time zone in UTC: alicia_messages (id, conversation_id, created_at,
+-- deleted_at), alicia_tool_uses (id, message_id, created_at, deleted_at) and alicia_memory_used (id, conversation_id,
+-- message_id, memory_id, created_at, deleted_at).
+--
 -- A rebuilt row is told by its id: ass_ and 22 characters of the SHA-256 of its own conversation_id and created_at.
 -- So the same messages always give the same ids, and no other row is ever touched: the id that the application's
 -- own row drew is random, not the hash of the row. When the application changes the counts of a rebuilt row, the

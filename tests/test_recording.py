@@ -305,6 +305,7 @@ def test_a_session_that_is_being_written_is_skipped_without_waiting_and_remains(
 def test_two_that_delete_at_once_take_different_sessions(db: Connection, insert: Insert) -> None:
     for day in range(1, 6):
         insert(created_at=f"2020-01-0{day}")
+    db.execute("SET lock_timeout = '100ms'")
     with psycopg.connect(conninfo_of(db)) as other:
         assert run(other, "delete_sessions_before", days=1, batch=3) == {"deleted": 3, "more_remain": True}
         assert run(db, "delete_sessions_before", days=1, batch=3)["deleted"] == 2

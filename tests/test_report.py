@@ -102,7 +102,7 @@ def column(page: Page, query: str, name: str) -> list[str]:
 
 
 def header(page: Page, query: str, name: str) -> Any:
-    return page.locator(f"#{query} thead button").get_by_text(name, exact=True)
+    return page.locator(f"#{query} thead").get_by_role("button", name=name, exact=True)
 
 
 # What is on it ----------------------------------------------------------------------------------------
@@ -199,6 +199,7 @@ def test_every_header_is_reached_with_tab_and_sorts_with_enter(page: Page) -> No
 def test_the_focus_is_seen(page: Page) -> None:
     header(page, "daily_usage", "sessions").focus()
     page.keyboard.press("Shift+Tab")
+    assert page.evaluate("document.activeElement.textContent") == "day"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
@@ -399,6 +400,14 @@ def test_a_full_disk_leaves_the_old_page_and_nothing_else(loaded: str, tmp_path:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"alicia-session-stats: cannot write {output}: File too large\n"
     assert (output.read_text(), list(tmp_path.iterdir())) == ("old", [output])
+
+
+def test_who_has_the_old_page_open_reads_it_to_its_end(loaded: str, tmp_path: Path) -> None:
+    output = tmp_path / "page.html"
+    output.write_text("old")
+    with output.open() as old:
+        assert report.main(["--database", loaded, "--output", str(output)]) == 0
+        assert old.read() == "old"
 
 
 def test_a_link_to_the_page_stays_a_link(loaded: str, tmp_path: Path) -> None:
