@@ -91,13 +91,14 @@ events (conversation_id, started_at, last_at, messages, tool_calls, memories) AS
         WHERE u.deleted_at IS NULL AND u.memory_id IS NOT NULL
     ) AS retrieved
     UNION ALL
-    -- The sessions in the table, with nothing: where nothing is added to it, the messages know no such session.
+    -- The sessions in the table, with nothing: where nothing is added to it, the messages know no such session. By
+    -- BETWEEN, since with = the planner reads the whole table each time where outdated statistics know few conversations.
     SELECT l.conversation_id, started_at, NULL, 0, 0, 0
     FROM looked_at AS l
     CROSS JOIN LATERAL UNNEST((
         SELECT ARRAY_AGG(s.created_at)
         FROM alicia_session_stats AS s
-        WHERE s.conversation_id = l.conversation_id
+        WHERE s.conversation_id BETWEEN l.conversation_id AND l.conversation_id
     )) AS started_at
 ),
 

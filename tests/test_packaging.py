@@ -58,6 +58,8 @@ def test_the_wheel_holds_the_product_and_nothing_else(wheel: Path) -> None:
     expected = {
         "__init__.py",
         "embedded.py",
+        "report.py",
+        "report.html.j2",
         "migrations/SHA256SUMS",
         *(f"migrations/{path.name}" for path in (ROOT / "migrations").glob("*.sql")),
         *(f"queries/{path.name}" for path in (ROOT / "queries").glob("*.sql")),
