@@ -45,7 +45,7 @@ psql: $(READY) ## open psql on the same database
 	$(RUN) psql $(ARGS)
 
 test: $(READY) ## run the tests (on TEST_DATABASE_URL, else on an embedded server of their own)
-	$(VENV)/bin/python -m pytest $(if $(TEST_DATABASE_URL),--numprocesses 0) $(ARGS)  # One server: one at a time.
+	$(VENV)/bin/python -m pytest $(if $(TEST_DATABASE_URL),--numprocesses 0) $(ARGS)
 
 chaos: $(READY) ## kill migrate after every statement it sends, and the bare yoyo command beside it
 	$(VENV)/bin/python -m bench.chaos $(ARGS)

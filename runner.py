@@ -720,8 +720,7 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(query=each)
         for param in each.params:
             shown = f"{param.description} ({param.type}, {f'default {param.default}' if param.default else 'required'})"
-            spellings = dict.fromkeys([f"--{param.name}", f"--{param.name.replace('_', '-')}"])
-            made.add_argument(*spellings, metavar=param.type.upper(), dest=f"param:{param.name}", help=shown)
+            made.add_argument(f"--{param.name}", metavar=param.type.upper(), dest=f"param:{param.name}", help=shown)
         formatted(made)
         made.add_argument("--timeout", type=_seconds, default=30, metavar="S", help="give up after S seconds (30)")
         made.add_argument("--explain", action="store_true", help="show the plan and what it read, instead of the rows")

@@ -179,7 +179,6 @@ MALFORMED = [
     ("postgresql://u:s3cret-canary@127.0.0.1:1/db?sslmod=x", 2),
     ("postgresql://u:s3cret-canary@[::1/db", 2),
     ("mysql://u:s3cret-canary@127.0.0.1/db", 2),
-    ("postgresql+psycopg://u:s3cret-canary@127.0.0.1/db", 2),
     ("host=x password=s3cret-canary foo", 2),
     ("host=127.0.0.1 port=1 password=s3cret canary", 2),
     ("host=127.0.0.1 port=1 password='s3cret-canary", 2),
