@@ -285,21 +285,19 @@ def _migrator(conninfo: str | None, wait: float, lock_wait: float) -> Generator[
     conninfo = _resolve(conninfo)
     deadline = time.monotonic() + lock_wait
     with connect(conninfo, wait=wait) as guard:
-        guard.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-        with guard.transaction():
-            guard.execute(
-                "SELECT SET_CONFIG(name, '0', TRUE) FROM pg_settings WHERE name IN "
-                "('idle_in_transaction_session_timeout', 'transaction_timeout', 'statement_timeout')"
-            )
-            _wait_for(lambda: _lock_or_holder(guard), deadline)
-            with _Backend(conninfo) as backend:
-                _make_yoyo_tables(backend)
-                _take_yoyo_lock(backend, guard, deadline)
-                try:
-                    yield backend, lambda: guard.execute("SELECT 1")
-                finally:
-                    with suppress(psycopg.OperationalError):  # Cut off; the next run clears it.
-                        _leave(backend)
+        _wait_for(lambda: _lock_or_holder(guard), deadline)
+        guard.execute(
+            "SELECT SET_CONFIG(name, '0', TRUE) FROM pg_settings WHERE name IN "
+            "('idle_in_transaction_session_timeout', 'transaction_timeout', 'statement_timeout')"
+        )
+        with _Backend(conninfo) as backend:
+            _make_yoyo_tables(backend)
+            _take_yoyo_lock(backend, guard, deadline)
+            try:
+                yield backend, lambda: guard.execute("SELECT 1")
+            finally:
+                with suppress(psycopg.OperationalError):  # Cut off; the next run clears it.
+                    _leave(backend)
 
 
 def _wait_for(holder: Callable[[], str | None], deadline: float) -> None:
@@ -314,22 +312,26 @@ def _wait_for(holder: Callable[[], str | None], deadline: float) -> None:
 
 
 def _lock_or_holder(guard: psycopg.Connection[Any]) -> str | None:
-    """Take the advisory lock of this schema, or say who holds it."""
-    key = "HASHTEXT('alicia_session_stats'), HASHTEXT(CURRENT_SCHEMA())"
-    row = guard.execute(f"SELECT PG_TRY_ADVISORY_XACT_LOCK({key}), CURRENT_SCHEMA()").fetchone()
-    if row and row[1] is None:
-        raise SessionStatsError("the search_path names no schema that exists and that this role may use")
-    if row and row[0]:
-        return None
-    found = guard.execute(
+    """Take the advisory lock of this schema in a transaction that stays open, or say who holds it.
+
+    A transaction that is open while it waits would be waited for by the holder's CREATE INDEX CONCURRENTLY,
+    if that happened to look while a statement ran.
+    """
+    guard.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+    schema, holder = guard.execute(
+        "SELECT CURRENT_SCHEMA(), CASE WHEN NOT PG_TRY_ADVISORY_XACT_LOCK(k[1], k[2]) THEN COALESCE(("
         "SELECT FORMAT('pid %s, application %s, since %s', pid, COALESCE(NULLIF(application_name, ''), 'unknown'), "
         "COALESCE(DATE_TRUNC('second', xact_start)::TEXT, 'unknown')) "
-        "FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted AND objsubid = 2 "
+        "FROM pg_locks INNER JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted AND objsubid = 2 "
         "AND database = (SELECT oid FROM pg_database WHERE datname = CURRENT_DATABASE()) "
-        "AND (classid::BIGINT, objid::BIGINT) = (SELECT k[1] & 4294967295, k[2] & 4294967295 "
-        f"FROM (SELECT ARRAY[{key}]::BIGINT[] AS k) AS keys)"
-    ).fetchone()
-    return found[0] if found else "it is just ending"
+        "AND (classid::BIGINT, objid::BIGINT) = (k[1] & 4294967295, k[2] & 4294967295)), 'it is just ending') END "
+        "FROM (SELECT ARRAY[HASHTEXT('alicia_session_stats'), HASHTEXT(CURRENT_SCHEMA())] AS k) AS key"
+    ).fetchall()[0]
+    if schema is None:
+        raise SessionStatsError("the search_path names no schema that exists and that this role may use")
+    if holder:
+        guard.rollback()
+    return holder
 
 
 YOYO_TABLES = ("yoyo_lock", "_yoyo_log", "_yoyo_migration", "_yoyo_version")
@@ -351,7 +353,7 @@ def _make_yoyo_tables(backend: _Backend) -> None:
 
 
 def _take_yoyo_lock(backend: _Backend, guard: psycopg.Connection[Any], deadline: float) -> None:
-    """Take the row that is yoyo's lock, clearing one that a process left which is gone.
+    """Take the row that is yoyo's lock, also from a process that left it and is gone.
 
     Ours have a negative pid, and whoever holds the advisory lock knows that no other process of ours
     lives. A yoyo command is connected from before it wrote its row: when nobody is (give or take a minute
@@ -360,25 +362,21 @@ def _take_yoyo_lock(backend: _Backend, guard: psycopg.Connection[Any], deadline:
     ours = [connection.info.backend_pid for connection in (backend.connection, guard)]
 
     def holder() -> str | None:
-        stale = backend.connection.execute(
-            "DELETE FROM yoyo_lock WHERE pid < 0 OR NOT EXISTS (SELECT FROM pg_stat_activity AS a "
-            "WHERE a.datname = CURRENT_DATABASE() AND a.pid <> ALL(%s) AND COALESCE(a.backend_type, 'client backend') = "
-            "'client backend' AND COALESCE(a.backend_start AT TIME ZONE 'UTC' < ctime + INTERVAL '1 minute', TRUE)) "
-            "RETURNING ABS(pid), ctime",
-            [ours],
-        ).fetchone()
-        if stale:
-            log.info("cleared the yoyo_lock that process %s left behind at %s UTC", stale[0], stale[1])
-        taken = backend.connection.execute(
-            "INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, NOW() AT TIME ZONE 'UTC', %s) "
-            "ON CONFLICT DO NOTHING RETURNING 1",
-            [-os.getpid()],
-        ).fetchone()
-        if taken:
-            return None
-        row = backend.connection.execute("SELECT pid, ctime FROM yoyo_lock").fetchone()
-        gone = "if it is gone: yoyo break-lock"
-        return f"a yoyo command, process {row[0]}, since {row[1]} UTC ({gone})" if row else "it is just ending"
+        taken, process, since = backend.connection.execute(
+            "WITH taken AS (INSERT INTO yoyo_lock AS l (locked, ctime, pid) VALUES (1, NOW() AT TIME ZONE 'UTC', %s) "
+            "ON CONFLICT (locked) DO UPDATE SET ctime = excluded.ctime, pid = excluded.pid WHERE l.pid < 0 OR NOT EXISTS ("
+            "SELECT FROM pg_stat_activity AS a WHERE a.datname = CURRENT_DATABASE() AND a.pid <> ALL(%s) "
+            "AND COALESCE(a.backend_type, 'client backend') = 'client backend' "
+            "AND COALESCE(a.backend_start AT TIME ZONE 'UTC' < l.ctime + INTERVAL '1 minute', TRUE)) RETURNING 1) "
+            "SELECT EXISTS (SELECT FROM taken), ABS(pid), ctime FROM (VALUES (1)) AS one LEFT JOIN yoyo_lock ON TRUE",
+            [-os.getpid(), ours],
+        ).fetchall()[0]  # The row as it was before.
+        if not taken:
+            gone = "if it is gone: yoyo break-lock"
+            return f"a yoyo command, process {process}, since {since} UTC ({gone})" if process else "it is just ending"
+        if process:
+            log.info("cleared the yoyo_lock that process %s left behind at %s UTC", process, since)
+        return None
 
     _wait_for(holder, deadline)
 

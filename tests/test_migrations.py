@@ -421,6 +421,25 @@ def test_a_held_lock_is_waited_for_with_a_bound_and_says_who_holds_it(bare: Conn
     assert busy.poll() is None
 
 
+def test_while_it_waits_it_holds_no_transaction_that_the_holder_could_wait_for(
+    bare: Connection, busy: Process, start: Callable[..., Process]
+) -> None:
+    holders = sessions_of(bare)
+    read_until(start(migrator(bare)), "waiting for another migrator")
+    with psycopg.connect(conninfo_of(bare), autocommit=True) as watcher:
+        states = set[str]()
+        for _ in range(10):
+            time.sleep(0.1)
+            rows = watcher.execute(
+                "SELECT state FROM pg_stat_activity WHERE application_name = %s AND pid <> ALL(%s::INTEGER[])",
+                [runner.PROGRAM, list(holders)],
+            )
+            states |= {state for (state,) in rows}
+    assert "idle" in states
+    assert "idle in transaction" not in states
+    assert busy.poll() is None
+
+
 def test_a_migrator_of_another_database_is_not_named_as_the_holder(bare: Connection, busy: Process) -> None:
     key = "HASHTEXT('alicia_session_stats'), HASHTEXT('public')"
     others = [psycopg.connect(**SERVER) for _ in range(8)]
