@@ -36,7 +36,7 @@ try:
 except ImportError as missing:
     raise SystemExit(f"{runner.PROGRAM}: the report needs {missing.name}: pip install '{runner.PROGRAM}[report]'") from None
 
-LEFT_OUT = ("session_stats", "verify")  # The one needs a conversation, the other judges the schema.
+LEFT_OUT = ("session_stats", "verify", "verify_sums")  # The one needs a conversation, the others judge the database.
 ASKED = {"daily_usage": {"days": "90"}}  # As far back as the forecast learns, to be seen with it.
 Row = dict[str, Any]
 Answers = Mapping[str, list[Row]]

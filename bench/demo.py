@@ -31,7 +31,7 @@ def show(conninfo: str) -> None:
         ).fetchone()
     purpose = ""
     for query in runner.named_queries().values():
-        if query.writes or query.name == "verify":
+        if query.writes or query.name.startswith("verify"):
             continue
         if query.purpose != purpose:
             purpose = query.purpose

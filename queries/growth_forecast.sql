@@ -12,7 +12,7 @@
 --     the model explains; NULL when every day was the same. history: how many days it learned from: whole days
 --     since the first session, days without one too. Fewer than 28, four of each weekday, is too short to
 --     tell: history says "12 of 28 days", and every number is NULL.
--- Reads: idx_session_stats_created_at
+-- Reads: idx_session_stats_counters
 --
 -- psql -v days=180 -v horizon=7 -f queries/growth_forecast.sql
 \if :{?days}
@@ -33,14 +33,14 @@ WITH history AS (
 
 daily AS (
     SELECT
-        created_at::DATE AS day,
-        COUNT(*) AS sessions,
-        SUM(message_count) AS messages
-    FROM alicia_session_stats
+        quarter_hour::DATE AS day,
+        SUM(sessions) AS sessions,
+        SUM(messages) AS messages
+    FROM alicia_session_stats_quarter_hours
     WHERE
-        created_at >= DATE_TRUNC('day', NOW() AT TIME ZONE 'UTC') - MAKE_INTERVAL(days => :'days'::INTEGER)
-        AND created_at < DATE_TRUNC('day', NOW() AT TIME ZONE 'UTC')
-    GROUP BY created_at::DATE
+        quarter_hour >= DATE_TRUNC('day', NOW() AT TIME ZONE 'UTC') - MAKE_INTERVAL(days => :'days'::INTEGER)
+        AND quarter_hour < DATE_TRUNC('day', NOW() AT TIME ZONE 'UTC')
+    GROUP BY quarter_hour::DATE
 ),
 
 observed AS (

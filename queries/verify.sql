@@ -73,6 +73,47 @@ promised_functions (name, body, settings, comment) AS (
     )
 ),
 
+-- What counts: the body of a function by its MD5 sum.
+promised_counting (position, kind, name, definition) AS (
+    VALUES
+    (1, 'table', 'alicia_session_stats_counters', NULL),
+    (2, 'table', 'alicia_session_stats_candidates', NULL),
+    (3, 'table', 'alicia_session_stats_floor', NULL),
+    (4, 'view', 'alicia_session_stats_quarter_hours', NULL),
+    (5, 'view', 'alicia_session_stats_leaders', NULL),
+    (6, 'index', 'idx_session_stats_counters', '(quarter_hour, slot)'),
+    (7, 'index', 'idx_session_stats_candidates', '(message_count, created_at, id, conversation_id)'),
+    (
+        8, 'trigger', 'count_session_stats_insert',
+        'AFTER INSERT ON alicia_session_stats REFERENCING NEW TABLE AS new_rows '
+        || 'FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_inserted()'
+    ),
+    (
+        9, 'trigger', 'count_session_stats_update',
+        'AFTER UPDATE ON alicia_session_stats FOR EACH ROW EXECUTE FUNCTION alicia_session_stats_updated()'
+    ),
+    (
+        10, 'trigger', 'count_session_stats_delete',
+        'AFTER DELETE ON alicia_session_stats REFERENCING OLD TABLE AS old_rows '
+        || 'FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_deleted()'
+    ),
+    (
+        11, 'trigger', 'count_session_stats_truncate',
+        'AFTER TRUNCATE ON alicia_session_stats FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_emptied()'
+    ),
+    (
+        12, 'function', 'alicia_session_stats_count(timestamp,bigint,bigint,bigint,bigint,bigint,boolean)',
+        '13c225805c904a783b23cafabb518121'
+    ),
+    (13, 'function', 'alicia_session_stats_trim()', '665b289611570ed986fa8b13df74542e'),
+    (14, 'function', 'alicia_session_stats_inserted()', 'e29475654b18251ad788beb01397d47f'),
+    (15, 'function', 'alicia_session_stats_updated()', '9019f05d833f9b436e694d07024f77d9'),
+    (16, 'function', 'alicia_session_stats_deleted()', '93d4097823fdd151e17a304c3beea25f'),
+    (17, 'function', 'alicia_session_stats_emptied()', '78dcdffcf6f8c4782e31e65e2f2d584a'),
+    (18, 'function', 'alicia_session_stats_differences()', 'd07684fefcd846f40b7c8190835172ab'),
+    (19, 'function', 'alicia_session_stats_repair()', 'd4ff0718d35e4355d1a7bdd0060cbd89')
+),
+
 sessions AS (
     SELECT
         TO_REGCLASS('alicia_session_stats') AS oid,
@@ -367,6 +408,54 @@ function_differences AS (
     ) AS judged
 ),
 
+counting_differences AS (
+    SELECT
+        p.position,
+        p.kind || ' ' || p.name AS object,
+        CASE
+            WHEN l.definition IS NULL THEN 'missing'
+            WHEN NOT l.is_enabled THEN 'disabled'
+            WHEN p.kind = 'function' THEN 'another body'
+            ELSE l.definition
+        END AS found,
+        CASE WHEN p.kind IN ('trigger', 'index') THEN p.definition ELSE 'as it was created' END AS expected,
+        CASE
+            WHEN p.kind = 'trigger' AND NOT l.is_enabled
+                THEN FORMAT('ALTER TABLE alicia_session_stats ENABLE TRIGGER %I;', p.name)
+            WHEN p.kind = 'trigger' THEN FORMAT('CREATE OR REPLACE TRIGGER %I %s;', p.name, p.definition)
+            ELSE 'roll back with --steps 3 and migrate again'
+        END AS mend
+    FROM promised_counting AS p
+    CROSS JOIN sessions AS s
+    LEFT JOIN LATERAL (
+        SELECT
+            COALESCE(i.definition, '') AS definition,
+            COALESCE(x.indisvalid, TRUE) AS is_enabled
+        FROM pg_class AS c
+        LEFT JOIN pg_index AS x ON c.oid = x.indexrelid
+        LEFT JOIN LATERAL (SELECT SUBSTRING(PG_GET_INDEXDEF(x.indexrelid) FROM '[(].*') AS definition) AS i ON TRUE
+        WHERE
+            c.oid = TO_REGCLASS(p.name)
+            AND c.relkind = CASE p.kind WHEN 'table' THEN 'r' WHEN 'view' THEN 'v' WHEN 'index' THEN 'i' END
+        UNION ALL
+        SELECT
+            SUBSTRING(
+                REPLACE(PG_GET_TRIGGERDEF(t.oid, TRUE), ' ON ' || s.oid::REGCLASS || ' ', ' ON alicia_session_stats ')
+                FROM 'AFTER.*'
+            ),
+            t.tgenabled IN ('O', 'A')
+        FROM pg_trigger AS t
+        WHERE p.kind = 'trigger' AND t.tgrelid = s.oid AND t.tgname = p.name
+        UNION ALL
+        SELECT
+            MD5(f.prosrc),
+            TRUE
+        FROM pg_proc AS f
+        WHERE p.kind = 'function' AND f.oid = TO_REGPROCEDURE(CASE WHEN p.kind = 'function' THEN p.name END)
+    ) AS l ON TRUE
+    WHERE (l.definition = COALESCE(p.definition, '') AND l.is_enabled) IS NOT TRUE
+),
+
 -- created_at defaults to NOW(), which is UTC only where the session's TimeZone is.
 time_zones AS (
     SELECT
@@ -403,7 +492,9 @@ differences (kind, position, object, found, expected, mend) AS (
     UNION ALL
     SELECT 6, 0, object, found, expected, mend FROM function_differences
     UNION ALL
-    SELECT 7, 0, 'TimeZone of ' || holder, zone, 'UTC', mend FROM time_zones
+    SELECT 7, position, object, found, expected, mend FROM counting_differences
+    UNION ALL
+    SELECT 8, 0, 'TimeZone of ' || holder, zone, 'UTC', mend FROM time_zones
     WHERE REPLACE(UPPER(zone), 'ETC/', '') NOT IN ('UTC', 'UCT', 'UNIVERSAL', 'ZULU', 'GMT')
 )
 

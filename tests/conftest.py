@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,25 @@ EMBEDDED = "TEST_DATABASE_URL" not in os.environ
 SERVER: dict[str, Any] = conninfo_to_dict(os.environ.get("TEST_DATABASE_URL") or embedded.start())
 
 PROGRAMS = embedded.wheel_programs() or Path("/usr/bin")
+PASSWORD = "Canary-7f3a9c"
+
+# The host's tables that a query may read, as small as these can be.
+EVENTS = """
+    CREATE TABLE alicia_messages (id TEXT PRIMARY KEY, conversation_id TEXT, created_at TIMESTAMP, deleted_at TIMESTAMP);
+    CREATE TABLE alicia_tool_uses (message_id TEXT, deleted_at TIMESTAMP);
+    CREATE TABLE alicia_memory_used (message_id TEXT, memory_id TEXT, deleted_at TIMESTAMP);
+"""
+# The sums as the sessions have them, and as the triggers keep them.
+COUNTED = """
+    SELECT DATE_BIN('15 minutes', created_at, '2000-01-01'), COUNT(*), SUM(memories_used), SUM(session_duration_seconds),
+        SUM(message_count), SUM(tool_call_count)
+    FROM alicia_session_stats GROUP BY 1
+"""
+KEPT = """
+    SELECT quarter_hour, SUM(sessions), SUM(memories), SUM(active_seconds), SUM(messages), SUM(tool_calls)
+    FROM alicia_session_stats_quarter_hours GROUP BY 1
+    HAVING (SUM(sessions), SUM(memories), SUM(active_seconds), SUM(messages), SUM(tool_calls)) <> (0, 0, 0, 0, 0)
+"""
 
 
 def pytest_configure() -> None:
@@ -125,3 +144,21 @@ def insert(db: psycopg.Connection[Any]) -> Callable[..., str]:
         )
 
     return insert_session
+
+
+@pytest.fixture
+def login(bare: psycopg.Connection[Any]) -> Iterator[Callable[..., psycopg.Connection[Any]]]:
+    """Makes a role without any right but to connect, and connects as it."""
+    made: list[tuple[str, psycopg.Connection[Any]]] = []
+
+    def connect(role: str, *grants: str) -> psycopg.Connection[Any]:
+        bare.execute(f"CREATE ROLE \"{role}\" LOGIN PASSWORD '{PASSWORD}'".encode())
+        for grant in grants:
+            bare.execute(f'{grant} "{role}"'.encode())
+        made.append((role, psycopg.connect(make_conninfo(conninfo_of(bare), user=role, password=PASSWORD), autocommit=True)))
+        return made[-1][1]
+
+    yield connect
+    for role, connection in made:
+        connection.close()
+        bare.execute(f'DROP OWNED BY "{role}" CASCADE; DROP ROLE "{role}"'.encode())

@@ -61,7 +61,7 @@ def test_every_command_works_through_a_transaction_pooler(pooled: str) -> None:
     done("status", code=3)
     assert "CREATE TABLE alicia_session_stats" in done("migrate", "--plan")
     done("migrate")
-    assert done("status").count("applied") == 9  # The header says applied_at.
+    assert done("status").count("| applied |") == len(runner.status(pooled))
     assert done("verify", "--format", "json").strip() == "[]"
     with runner.connect(pooled) as connection:
         connection.execute("INSERT INTO alicia_conversations (id) VALUES ('ac_1')")

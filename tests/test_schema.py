@@ -60,7 +60,7 @@ def plan_nodes(db: Connection, sql: LiteralString) -> list[dict[str, Any]]:
         return flat(scalar(db, f"EXPLAIN (FORMAT JSON) {sql}")[0]["Plan"])
 
 
-def test_relations_are_exactly_yoyos_the_specifications_and_the_record(db: Connection) -> None:
+def test_relations_are_exactly_yoyos_the_specifications_the_record_and_the_sums(db: Connection) -> None:
     relations = rows_of(
         db,
         "SELECT relname, relkind::TEXT FROM pg_class WHERE relnamespace = 'public'::REGNAMESPACE AND relkind <> 'i' "
@@ -72,7 +72,12 @@ def test_relations_are_exactly_yoyos_the_specifications_and_the_record(db: Conne
         ("_yoyo_version", "r"),
         ("alicia_conversations", "r"),
         ("alicia_session_stats", "r"),
+        ("alicia_session_stats_candidates", "r"),
+        ("alicia_session_stats_counters", "r"),
         ("alicia_session_stats_created", "r"),
+        ("alicia_session_stats_floor", "r"),
+        ("alicia_session_stats_leaders", "v"),
+        ("alicia_session_stats_quarter_hours", "v"),
         ("yoyo_lock", "r"),
     ]
 
@@ -136,6 +141,11 @@ def test_indexes_are_exactly_the_keys_and_the_specifications_two(db: Connection)
         "WHERE indrelid::REGCLASS::TEXT LIKE 'alicia%' ORDER BY PG_GET_INDEXDEF(indexrelid) COLLATE \"C\"",
     )
     assert indexes == [
+        (
+            "CREATE INDEX idx_session_stats_candidates ON public.alicia_session_stats_candidates "
+            "USING btree (message_count, created_at, id, conversation_id)",
+            True,
+        ),
         ("CREATE INDEX idx_session_stats_conversation ON public.alicia_session_stats USING btree (conversation_id)", True),
         ("CREATE INDEX idx_session_stats_created_at ON public.alicia_session_stats USING btree (created_at DESC)", True),
         ("CREATE UNIQUE INDEX alicia_conversations_pkey ON public.alicia_conversations USING btree (id)", True),
@@ -144,28 +154,72 @@ def test_indexes_are_exactly_the_keys_and_the_specifications_two(db: Connection)
             True,
         ),
         ("CREATE UNIQUE INDEX alicia_session_stats_pkey ON public.alicia_session_stats USING btree (id)", True),
+        (
+            "CREATE UNIQUE INDEX idx_session_stats_counters ON public.alicia_session_stats_counters "
+            "USING btree (quarter_hour, slot)",
+            True,
+        ),
     ]
 
 
-def test_the_only_trigger_is_enabled_and_stamps_updated_at(db: Connection) -> None:
-    assert rows_of(db, "SELECT PG_GET_TRIGGERDEF(oid), tgenabled::TEXT FROM pg_trigger WHERE NOT tgisinternal") == [
+def test_the_triggers_are_enabled_stamp_updated_at_and_count(db: Connection) -> None:
+    triggers = rows_of(
+        db,
+        "SELECT REPLACE(PG_GET_TRIGGERDEF(oid), 'alicia_session_stats_', '..'), tgenabled::TEXT "
+        "FROM pg_trigger WHERE NOT tgisinternal ORDER BY tgname",
+    )
+    assert triggers == [
+        (
+            "CREATE TRIGGER count_session_stats_delete AFTER DELETE ON public.alicia_session_stats "
+            "REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION ..deleted()",
+            "O",
+        ),
+        (
+            "CREATE TRIGGER count_session_stats_insert AFTER INSERT ON public.alicia_session_stats "
+            "REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION ..inserted()",
+            "O",
+        ),
+        (
+            "CREATE TRIGGER count_session_stats_truncate AFTER TRUNCATE ON public.alicia_session_stats "
+            "FOR EACH STATEMENT EXECUTE FUNCTION ..emptied()",
+            "O",
+        ),
+        (
+            "CREATE TRIGGER count_session_stats_update AFTER UPDATE ON public.alicia_session_stats "
+            "FOR EACH ROW EXECUTE FUNCTION ..updated()",
+            "O",
+        ),
         (
             "CREATE TRIGGER update_session_stats_updated_at BEFORE UPDATE ON public.alicia_session_stats FOR EACH ROW "
             "WHEN ((old.* IS DISTINCT FROM new.*)) EXECUTE FUNCTION update_session_stats_updated_at()",
             "O",
-        )
+        ),
     ]
 
 
-def test_functions_are_exactly_two_that_run_as_their_caller(db: Connection) -> None:
+def test_only_what_counts_runs_as_its_owner_and_for_nobody_else(db: Connection) -> None:
     functions = rows_of(
         db,
-        "SELECT oid::REGPROCEDURE::TEXT, PG_GET_FUNCTION_RESULT(oid), provolatile::TEXT, prosecdef "
-        "FROM pg_proc WHERE pronamespace = 'public'::REGNAMESPACE ORDER BY 1",
+        "SELECT proname, PG_GET_FUNCTION_RESULT(oid), prosecdef, HAS_FUNCTION_PRIVILEGE('pg_monitor', oid, 'EXECUTE') "
+        "FROM pg_proc WHERE pronamespace = 'public'::REGNAMESPACE ORDER BY proname",
     )
     assert functions == [
-        ("generate_random_id(text)", "text", "v", False),
-        ("update_session_stats_updated_at()", "trigger", "v", False),
+        ("alicia_session_stats_count", "integer", False, False),
+        ("alicia_session_stats_deleted", "trigger", True, False),
+        (
+            "alicia_session_stats_differences",
+            "TABLE(quarter_hour timestamp without time zone, sessions numeric, memories numeric, active_seconds numeric, "
+            "messages numeric, tool_calls numeric)",
+            False,
+            True,
+        ),
+        ("alicia_session_stats_emptied", "trigger", True, False),
+        ("alicia_session_stats_inserted", "trigger", True, False),
+        ("alicia_session_stats_repair", "TABLE(object text, corrections bigint)", False, False),
+        ("alicia_session_stats_trim", "void", False, False),
+        ("alicia_session_stats_updated", "trigger", True, False),
+        ("generate_random_id", "text", False, True),
+        ("update_session_stats_updated_at", "trigger", False, True),
     ]
 
 
