@@ -1,7 +1,6 @@
 # The front door. Commands work on DATABASE_URL, or PGHOST and its kin, or else on an embedded server.
 
 PYTHON ?= python3
-ROWS ?= 20000
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python runner.py
@@ -9,11 +8,12 @@ RUN := $(VENV)/bin/python runner.py
 # Say what runs, but not on stdout: make query ... > file.csv holds the rows and nothing else.
 say = echo '$(subst ','\'',$(1))' >&2; $(1)
 
-.PHONY: help demo migrate rollback status verify queries query purge report psql test chaos lint clean migration sums
+.PHONY: help demo migrate rollback status verify queries query purge report psql test chaos bench lint clean migration sums
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+demo: ROWS ?= 20000
 demo: $(READY) ## migrate the embedded server, load a sample of ROWS sessions, show every query
 	$(VENV)/bin/python -m bench.demo $(ROWS)
 
@@ -49,6 +49,10 @@ test: $(READY) ## run the tests (on TEST_DATABASE_URL, else on an embedded serve
 
 chaos: $(READY) ## kill migrate after every statement it sends, and the bare yoyo command beside it
 	$(VENV)/bin/python -m bench.chaos $(ARGS)
+
+bench: ROWS ?= 200000
+bench: $(READY) ## measure against the bare schema and DuckDB, side by side: make bench ROWS=5000000
+	$(VENV)/bin/python -m bench.bench $(ROWS) $(ARGS)
 
 lint: $(READY) ## check the format, types and SQL of everything
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,66 @@
+"""`make bench` on a few rows: it has every goal, in a table, as JSON and as a picture; its figures mean nothing here."""
+
+# ruff: noqa: RUF001 - a times sign is one.
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from conftest import ROOT
+
+QUERIES = ("average_session_metrics", "most_active_sessions", "session_stats")
+WRITES = ("updates", "updates of the newest 1,000")
+GOALS = {
+    ("average_session_metrics", "≥ 100× faster (at 5,000,000)"),
+    ("average_session_metrics", "< 1 ms (at 5,000,000)"),
+    ("most_active_sessions", "≥ 1,000× faster (at 5,000,000)"),
+    ("most_active_sessions", "< 0.2 ms (at 5,000,000)"),
+    ("session_stats", "no slower (≤ 1.1×)"),
+    *((f"{name}, to the client", "faster than DuckDB") for name in QUERIES),
+    *((f"{name}, rows × 10", f"≤ 1.5× {what}") for name in QUERIES for what in ("time", "buffers")),
+    *((kind, "≥ 0.75× tps") for kind in (*WRITES, "inserts")),
+    *((f"{kind}, WAL{which}", "≤ 1.6× WAL") for kind in WRITES for which in ("", " without page images")),
+    ("COPY of 2,000 rows", "≥ 0.75× rows/s"),
+}  # fmt: skip
+
+
+def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench.bench", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_every_goal_has_its_figure(tmp_path: Path) -> None:
+    result = bench("2000", "--seconds", "0.3", "--json", tmp_path / "results.json", "--svg", tmp_path / "growth.svg")
+    assert result.returncode == 0, result.stderr
+
+    figures = json.loads((tmp_path / "results.json").read_text())
+    assert figures["rows"] == 2000
+    assert {(goal["measure"], goal["goal"]) for goal in figures["goals"]} == GOALS
+    assert set(figures["repair"].values()) == {0}
+
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.stdout.splitlines()]
+    shown = {(cells[0], cells[5]): cells for cells in table if len(cells) == 7 and cells[6] in ("ok", "missed")}
+    assert shown.keys() == GOALS
+    assert all("×" in cells[4] or cells[5].startswith("<") for cells in shown.values())
+
+    assert ElementTree.parse(tmp_path / "growth.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["many"], "argument ROWS: expected a whole number, 1 or more, not 'many'"),
+        (["999"], "ROWS must be 1000 or more, not 999"),
+        ([], "the following arguments are required: ROWS"),
+        (["1000", "--json", "/nowhere/results.json"], "there is no folder /nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], said: str) -> None:
+    result = bench(*arguments)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
