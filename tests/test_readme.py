@@ -63,6 +63,7 @@ def test_make_commands_work(command: str, checkout: Path, named: dict[str, str])
         "make demo": "make demo ROWS=500",
         "make test": "make test ARGS=--collect-only",
         "make chaos": "make -n chaos",
+        "make bench ROWS=5000000": "make -n bench",
         "make clean": "make -n clean",  # It would remove the server that the tests run on.
     }
     if command.startswith(("make query ", "make purge", "make report")):

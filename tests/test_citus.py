@@ -1,0 +1,417 @@
+"""Distributed by scale/citus.sql, over a real Citus cluster: the same answers, exact sums, and a way back."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import COUNTED, EVENTS, KEPT, ROOT, SERVER, cli, pg_dump, psql, scalar
+from psycopg.conninfo import make_conninfo
+from test_queries import QUERIES, READERS, values
+
+import runner
+
+Connection = psycopg.Connection[Any]
+
+CLUSTER = os.environ.get("TEST_CITUS_URL") or make_conninfo(**SERVER)
+SCALE = ROOT / "scale"
+ROWS = 3000
+WRITERS = 8
+# Of the coordinator's own tables, and of what the distribution changed.
+LOCAL = {"table_health", "verify"}
+REFUSED = {"delete_sessions_before": {"days": 30}, "rebuild_sessions": {}}
+# Each is held against the sums: while it is still uncommitted, then rolled back, then committed.
+WRITES = {
+    "one session": "INSERT INTO alicia_session_stats (conversation_id, message_count) VALUES ('ac_1', 3)",
+    "many sessions": "INSERT INTO alicia_session_stats (id, conversation_id, message_count, created_at) "
+    "SELECT 'ass_' || i, 'ac_' || 1 + i % 20, i % 7, NOW() - i * INTERVAL '5 hours' FROM GENERATE_SERIES(1, 100) AS i",
+    "sessions of sessions": "INSERT INTO alicia_session_stats (conversation_id, message_count) "
+    "SELECT conversation_id, SUM(message_count) FROM alicia_session_stats GROUP BY conversation_id",
+    "on conflict": "INSERT INTO alicia_session_stats (id, conversation_id, message_count) VALUES ('ass_20', 'ac_1', 9), "
+    "('ass_new', 'ac_2', 8) ON CONFLICT (conversation_id, id) DO UPDATE SET message_count = excluded.message_count",
+    "one update": "UPDATE alicia_session_stats SET message_count = message_count + 5, tool_call_count = 2, memories_used = 1 "
+    "WHERE conversation_id = 'ac_1'",
+    "every update": "UPDATE alicia_session_stats SET session_duration_seconds = session_duration_seconds + 1",
+    "another time": "UPDATE alicia_session_stats SET created_at = created_at - INTERVAL '3 days' WHERE id LIKE 'ass\\_1%'",
+    "nothing": "UPDATE alicia_session_stats SET message_count = message_count",
+    "the largest": "UPDATE alicia_session_stats SET message_count = 2147483647, session_duration_seconds = 2147483647",
+    "one delete": "DELETE FROM alicia_session_stats WHERE conversation_id = 'ac_3'",
+    "many deletes": "DELETE FROM alicia_session_stats WHERE id LIKE 'ass\\_2%'",
+    "a cascade": "DELETE FROM alicia_conversations WHERE id = 'ac_1'",
+    "cascades": "DELETE FROM alicia_conversations WHERE id LIKE 'ac\\_1%'",
+    "every conversation": "DELETE FROM alicia_conversations",
+    "truncate": "TRUNCATE alicia_session_stats",
+    "truncate by cascade": "TRUNCATE alicia_conversations CASCADE",
+}
+
+
+def why_not() -> str | None:
+    if "TEST_CITUS_URL" in os.environ:
+        return None
+    with psycopg.connect(CLUSTER) as connection:
+        if not scalar(connection, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'citus')"):
+            return "the test server has no Citus: name a coordinator in TEST_CITUS_URL"
+        if "citus" not in scalar(connection, "SELECT CURRENT_SETTING('shared_preload_libraries')"):
+            return "the test server does not load Citus: add it to shared_preload_libraries, or set TEST_CITUS_URL"
+    return None
+
+
+WHY_NOT = why_not()
+pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+
+
+def nodes() -> list[tuple[bool, str, int]]:
+    """The cluster's, as far as it has any: whether it is the coordinator, host and port."""
+    with psycopg.connect(CLUSTER) as server:
+        if not scalar(server, "SELECT TO_REGCLASS('pg_catalog.pg_dist_node') IS NOT NULL"):
+            return []
+        return server.execute("SELECT groupid = 0, nodename, nodeport FROM pg_dist_node WHERE noderole = 'primary'").fetchall()
+
+
+def servers() -> list[str]:
+    return [
+        CLUSTER,
+        *(make_conninfo(CLUSTER, host=host, port=port) for is_coordinator, host, port in nodes() if not is_coordinator),
+    ]
+
+
+def drop(name: str) -> None:
+    for server in servers():
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+
+
+def create(name: str, *, citus: bool) -> str:
+    """A database without anything; with Citus, also on every worker that the cluster has, and these added."""
+    drop(name)
+    for server in servers() if citus else [CLUSTER]:
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        if citus:
+            with psycopg.connect(make_conninfo(server, dbname=name), autocommit=True) as connection:
+                connection.execute("CREATE EXTENSION IF NOT EXISTS citus")
+    conninfo = make_conninfo(CLUSTER, dbname=name)
+    if citus:
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            for is_coordinator, host, port in sorted(nodes(), reverse=True):
+                function = "citus_set_coordinator_host" if is_coordinator else "citus_add_node"
+                connection.execute(f"SELECT {function}(%s, %s)".encode(), [host, port])
+    return conninfo
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    yield
+    for name in ("alicia_citus", "alicia_citus_bare", "alicia_citus_reading", "alicia_citus_twin"):
+        drop(name)
+
+
+def fill(conninfo: str) -> str:
+    runner.migrate(conninfo)
+    runner.run_query(conninfo, runner.read_query(ROOT / "bench" / "sample.sql"), {"rows": ROWS, "last": ROWS}, timeout=120)
+    with psycopg.connect(conninfo) as connection:
+        connection.execute("INSERT INTO alicia_conversations (id) VALUES ('ac_sample')")
+        connection.execute(
+            "INSERT INTO alicia_session_stats (id, conversation_id, message_count, created_at, updated_at) "
+            "SELECT 'ass_sample' || i, 'ac_sample', i, '2026-01-01', '2026-01-01' FROM GENERATE_SERIES(1, 5) AS i"
+        )
+    return conninfo
+
+
+def scale(conninfo: str, name: str = "citus.sql") -> None:
+    done = psql(conninfo, "-q", "-f", SCALE / name)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def assert_exact(connection: Connection) -> None:
+    assert set(connection.execute(KEPT.encode()).fetchall()) == set(connection.execute(COUNTED.encode()).fetchall())
+
+
+def everything(connection: Connection) -> list[Any]:
+    return connection.execute("SELECT * FROM alicia_session_stats ORDER BY id, conversation_id").fetchall()
+
+
+@pytest.fixture(scope="module")
+def twin() -> str:
+    """A database on the coordinator with the same rows, not distributed."""
+    return fill(create("alicia_citus_twin", citus=False))
+
+
+@pytest.fixture(scope="module")
+def reading() -> str:
+    """A distributed database that nobody writes to."""
+    conninfo = fill(create("alicia_citus_reading", citus=True))
+    scale(conninfo)
+    return conninfo
+
+
+@pytest.fixture
+def single() -> str:
+    """A database with Citus, and the rows, not distributed yet."""
+    return fill(create("alicia_citus", citus=True))
+
+
+@pytest.fixture
+def distributed(single: str) -> Iterator[Connection]:
+    """A connection, in autocommit mode, to a distributed database to write to."""
+    scale(single)
+    with runner.connect(single) as connection:
+        connection.execute("INSERT INTO alicia_conversations (id) SELECT 'ac_' || i FROM GENERATE_SERIES(1, 200) AS i")
+        yield connection
+
+
+def test_the_rows_are_on_the_workers(reading: str, twin: str) -> None:
+    with psycopg.connect(reading) as connection, psycopg.connect(twin) as other:
+        tables = connection.execute(
+            "SELECT table_name::TEXT, distribution_column FROM citus_tables WHERE citus_table_type = 'distributed' ORDER BY 1"
+        ).fetchall()
+        assert tables == [
+            ("alicia_conversations", "id"),
+            ("alicia_session_stats", "conversation_id"),
+            ("alicia_session_stats_shard_counters", "bucket"),
+        ]
+        assert scalar(connection, "SELECT COUNT(DISTINCT colocation_id) FROM citus_tables") == 1
+        assert scalar(connection, "SELECT PG_RELATION_SIZE('alicia_session_stats')") == 0
+        assert scalar(connection, "SELECT COUNT(*) FROM alicia_session_stats") == ROWS + 5
+        # updated_at is as it was: no trigger was at it. Times of the sample are taken from the day.
+        assert everything(connection) == everything(other)
+        assert_exact(connection)
+
+
+@pytest.mark.parametrize("name", sorted(set(READERS) - LOCAL))
+def test_a_query_answers_as_on_one_machine(name: str, reading: str, twin: str) -> None:
+    given = values(name, {})
+    # The windows end now: again, should a session have left one meanwhile.
+    for _ in range(5):
+        before = runner.run_query(twin, QUERIES[name], given)
+        answer = runner.run_query(reading, QUERIES[name], given)
+        if runner.run_query(twin, QUERIES[name], given) == before:
+            break
+    assert answer == before
+
+
+@pytest.mark.parametrize("name", sorted(LOCAL))
+def test_a_query_of_the_catalog_runs(name: str, reading: str) -> None:
+    runner.run_query(reading, QUERIES[name], {})
+
+
+def test_sessions_are_recorded_as_on_one_machine(distributed: Connection) -> None:
+    conninfo = distributed.info.dsn
+    [session] = runner.query(conninfo, "start_session", conversation_id="ac_7")
+    [row] = runner.query(conninfo, "record_activity", session_id=session["id"], messages=3, seconds=40)
+    assert (row["message_count"], row["session_duration_seconds"]) == (3, 40)
+    assert row["updated_at"] > session["updated_at"]
+    assert runner.query(conninfo, "session_stats", conversation_id="ac_7") != []
+    assert_exact(distributed)
+
+
+def test_the_sums_are_exact_after_every_kind_of_write(distributed: Connection) -> None:
+    for name, statement in WRITES.items():
+        # Whatever was deleted before.
+        distributed.execute(
+            "INSERT INTO alicia_conversations (id) SELECT 'ac_' || i FROM GENERATE_SERIES(1, 99) AS i ON CONFLICT DO NOTHING"
+        )
+        distributed.execute(
+            "INSERT INTO alicia_session_stats (conversation_id) SELECT 'ac_' || i FROM GENERATE_SERIES(1, 99) AS i"
+        )
+        for ends in (distributed.transaction(force_rollback=True), distributed.transaction()):
+            before = everything(distributed)
+            with ends:
+                distributed.execute(statement.encode())
+                assert_exact(distributed)
+                assert (everything(distributed) == before) == (name == "nothing"), name
+            assert_exact(distributed)
+
+
+def test_copy_and_a_savepoint_are_counted(distributed: Connection) -> None:
+    with distributed.cursor() as cursor, cursor.copy("COPY alicia_session_stats (id, conversation_id) FROM STDIN") as copy:
+        for number in range(100):
+            copy.write_row([f"ass_{number}", f"ac_{1 + number}"])
+    assert_exact(distributed)
+    with distributed.transaction():
+        distributed.execute("UPDATE alicia_session_stats SET message_count = 7 WHERE conversation_id = 'ac_1'")
+        with distributed.transaction(force_rollback=True):
+            distributed.execute("UPDATE alicia_session_stats SET message_count = 8")
+        distributed.execute("DELETE FROM alicia_session_stats WHERE conversation_id = 'ac_2'")
+    assert_exact(distributed)
+
+
+def test_eight_writers_in_opposite_orders_stop_nobody_and_leave_exact_sums(distributed: Connection) -> None:
+    def write(number: int) -> None:
+        order = list(range(12))[:: -1 if number % 2 else 1]
+        with runner.connect(distributed.info.dsn) as connection:
+            for turn in range(12):
+                with connection.transaction(force_rollback=turn % 5 == 4):
+                    for place in order:
+                        # The same quarters of an hour for all, and the same shards.
+                        connection.execute(
+                            "INSERT INTO alicia_session_stats (conversation_id, message_count, created_at) "
+                            "VALUES (%s, %s, TIMESTAMP '2026-03-01' + %s * INTERVAL '15 minutes')",
+                            [f"ac_{1 + 12 * number + place}", turn, place],
+                        )
+                        connection.execute(
+                            "UPDATE alicia_session_stats SET message_count = message_count + 1, memories_used = 1 "
+                            "WHERE conversation_id = %s",
+                            [f"ac_{1 + 12 * number + place}"],
+                        )
+                    if turn % 3 == 2:
+                        connection.execute("DELETE FROM alicia_conversations WHERE id = %s", [f"ac_{1 + 12 * number + turn}"])
+                        connection.execute("INSERT INTO alicia_conversations (id) VALUES (%s)", [f"ac_{1 + 12 * number + turn}"])
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for writer in [pool.submit(write, number) for number in range(WRITERS)]:
+            writer.result()
+    assert_exact(distributed)
+    assert distributed.execute("SELECT * FROM alicia_session_stats_repair()").fetchall() == [("quarter hours", 0), ("leaders", 0)]
+
+
+def test_what_is_appended_is_gathered(distributed: Connection) -> None:
+    distributed.execute("INSERT INTO alicia_session_stats (id, conversation_id) VALUES ('ass_1', 'ac_1')")
+    for _ in range(1000):
+        distributed.execute("UPDATE alicia_session_stats SET message_count = message_count + 1 WHERE conversation_id = 'ac_1'")
+    # One write in fifty gathers: that none of five hundred did, will not be seen.
+    assert scalar(distributed, "SELECT COUNT(*) FROM alicia_session_stats_shard_counters WHERE NOT is_gathered") < 500
+    assert_exact(distributed)
+    distributed.execute("DELETE FROM alicia_session_stats")
+    for _ in range(20):
+        distributed.execute(
+            "INSERT INTO alicia_session_stats (conversation_id) SELECT 'ac_' || i FROM GENERATE_SERIES(1, 200) AS i"
+        )
+        distributed.execute("DELETE FROM alicia_session_stats")
+    # Of quarters of an hour that lost all, nothing stays but what waits to be gathered.
+    assert scalar(distributed, "SELECT COUNT(*) FROM alicia_session_stats_shard_counters WHERE is_gathered AND sessions = 0") == 0
+    assert_exact(distributed)
+
+
+def test_repair_puts_wrong_sums_right(distributed: Connection) -> None:
+    distributed.execute("UPDATE alicia_session_stats_shard_counters SET messages = messages + 1 WHERE sessions > 1")
+    repaired = distributed.execute("SELECT * FROM alicia_session_stats_repair()").fetchall()
+    assert repaired[0][1] > 0
+    assert_exact(distributed)
+    assert distributed.execute("SELECT * FROM alicia_session_stats_repair()").fetchall()[0] == ("quarter hours", 0)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_citus_does_not_take_is_refused_in_a_line_and_changes_nothing(name: str, distributed: Connection) -> None:
+    distributed.execute(EVENTS.encode())
+    distributed.execute("INSERT INTO alicia_messages VALUES ('am_1', 'ac_1', NOW())")
+    before = everything(distributed)
+    options = [f"--{param}={value}" for param, value in REFUSED[name].items()]
+    done = cli("query", name, *options, "--database", distributed.info.dsn)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert everything(distributed) == before
+
+
+def test_purge_deletes_what_is_old_and_the_sums_agree(distributed: Connection) -> None:
+    old = "SELECT COUNT(*) FROM alicia_session_stats WHERE created_at < NOW() AT TIME ZONE 'UTC' - INTERVAL '100 days'"
+    there = scalar(distributed, "SELECT COUNT(*) FROM alicia_session_stats")
+    gone = scalar(distributed, old)
+    assert 0 < gone < there
+    done = psql(distributed.info.dsn, "-q", "-v", "days=100", "-f", SCALE / "citus.purge.sql")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert scalar(distributed, old) == 0
+    assert scalar(distributed, "SELECT COUNT(*) FROM alicia_session_stats") == there - gone
+    assert_exact(distributed)
+
+
+@pytest.fixture
+def reader(single: str) -> Iterator[str]:
+    """A role that may read, and no more. Citus logs it in at the workers, too."""
+    with runner.connect(single) as connection:
+        connection.execute("DO $$ BEGIN CREATE ROLE alicia_reader LOGIN; EXCEPTION WHEN duplicate_object THEN END $$")
+        connection.execute("GRANT SELECT ON alicia_session_stats, alicia_session_stats_created TO alicia_reader")
+        connection.execute("GRANT SELECT ON alicia_session_stats_quarter_hours, alicia_session_stats_leaders TO alicia_reader")
+    yield single
+    for drop in ("DROP OWNED BY alicia_reader", "DROP ROLE alicia_reader"):
+        with runner.connect(single) as connection:
+            connection.execute(drop.encode())
+
+
+def test_a_reader_still_reads_and_does_not_write(reader: str) -> None:
+    scale(reader)
+    with runner.connect(reader) as connection:
+        connection.execute("SET ROLE alicia_reader")
+        for name in ("average_session_metrics", "most_active_sessions", "daily_usage"):
+            assert connection.execute(QUERIES[name].statement.encode(), values(name, {})).fetchall() != []
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("DELETE FROM alicia_session_stats_shard_counters")
+    scale(reader, "citus.rollback.sql")
+    with runner.connect(reader) as connection:
+        connection.execute("SET ROLE alicia_reader")
+        assert connection.execute(QUERIES["average_session_metrics"].statement.encode(), {"days": "30"}).fetchall() != []
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("SELECT * FROM alicia_session_stats_counters")
+
+
+def test_a_second_run_changes_nothing(single: str) -> None:
+    scale(single)
+    before = pg_dump(single)
+    scale(single)
+    assert pg_dump(single) == before
+
+
+def test_there_and_back_is_as_before_and_can_be_gone_again(single: str) -> None:
+    with runner.connect(single) as connection:
+        before = pg_dump(single), everything(connection)
+        for _ in range(2):
+            scale(single)
+            connection.execute("INSERT INTO alicia_session_stats (id, conversation_id) VALUES ('ass_1', 'ac_sample')")
+            scale(single, "citus.rollback.sql")
+            scale(single, "citus.rollback.sql")
+            connection.execute("DELETE FROM alicia_session_stats WHERE id = 'ass_1'")
+            assert (pg_dump(single), everything(connection)) == before
+            assert runner.verify(single) == []
+            assert_exact(connection)
+            # The leaders are kept again.
+            assert scalar(connection, "SELECT COUNT(*) FROM alicia_session_stats_candidates") >= 999
+            assert runner.query(single, "most_active_sessions", limit=3) != []
+
+
+@pytest.mark.parametrize("name", ["citus.sql", "citus.rollback.sql"])
+def test_a_killed_run_changes_nothing_and_the_next_one_heals(name: str, single: str) -> None:
+    if name == "citus.rollback.sql":
+        scale(single)
+    with runner.connect(single) as connection, ThreadPoolExecutor() as pool:
+        before = pg_dump(single), everything(connection)
+        running = pool.submit(psql, make_conninfo(single, application_name="to_be_killed"), "-q", "-f", SCALE / name)
+        kill = """
+            SELECT PG_TERMINATE_BACKEND(l.pid)
+            FROM pg_locks AS l INNER JOIN pg_stat_activity AS a USING (pid)
+            WHERE a.application_name = 'to_be_killed' AND l.mode = 'AccessExclusiveLock' AND l.granted
+                AND l.relation = 'alicia_session_stats'::REGCLASS
+        """
+        deadline = time.monotonic() + 20
+        while not connection.execute(kill).fetchall():
+            assert time.monotonic() < deadline
+        assert running.result().returncode != 0
+        wait_until(lambda: (pg_dump(single), everything(connection)) == before)
+        scale(single, name)
+        assert_exact(connection)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_busy_table_is_left_as_it_is(single: str) -> None:
+    with runner.connect(single) as connection, connection.transaction():
+        connection.execute("SELECT COUNT(*) FROM alicia_session_stats")
+        done = psql(single, "-q", "-f", SCALE / "citus.sql")
+        assert done.returncode == 3
+        assert "lock timeout" in done.stderr
+    scale(single)
+
+
+def test_without_citus_or_without_migrations_it_says_so(twin: str) -> None:
+    done = psql(twin, "-q", "-f", SCALE / "citus.sql")
+    assert done.returncode == 3
+    assert "this database has no Citus" in done.stderr
+    done = psql(create("alicia_citus_bare", citus=True), "-q", "-f", SCALE / "citus.sql")
+    assert done.returncode == 3
+    assert "this database is not migrated" in done.stderr
