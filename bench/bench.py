@@ -92,9 +92,10 @@ NUMBERED = """
     VACUUM ANALYZE id_of, conversation_of;
     ANALYZE alicia_session_stats;
 """
+# Up and down: in a long run of nothing but up, any session would get among those with the most messages.
 UPDATE = """
     UPDATE alicia_session_stats
-    SET message_count = message_count + 1, tool_call_count = tool_call_count + 1,
+    SET message_count = message_count + 1 - 2 * MOD(message_count, 2), tool_call_count = tool_call_count + 1,
         session_duration_seconds = session_duration_seconds + 20
     WHERE id = {}
 """

@@ -27,12 +27,14 @@ BEGIN
     CREATE TABLE alicia_session_stats_counters (
         quarter_hour TIMESTAMP NOT NULL,
         slot INTEGER,
+        floor INTEGER,
         sessions BIGINT NOT NULL,
         memories BIGINT NOT NULL,
         active_seconds BIGINT NOT NULL,
         messages BIGINT NOT NULL,
         tool_calls BIGINT NOT NULL,
-        changes INTEGER NOT NULL DEFAULT 0
+        changes INTEGER NOT NULL DEFAULT 0,
+        room TEXT NOT NULL DEFAULT REPEAT(' ', 40)
     );
     -- Only who has reserved a slot inserts it: nobody ever waits for this index.
     CREATE UNIQUE INDEX idx_session_stats_counters ON alicia_session_stats_counters (quarter_hour, slot);
@@ -43,6 +45,8 @@ BEGIN
     'Start of the quarter of an hour in which the sessions begin (UTC)';
     COMMENT ON COLUMN alicia_session_stats_counters.slot IS
     'Which of the concurrent writers may change the row, 0 the first; NULL: none, another gathers it';
+    COMMENT ON COLUMN alicia_session_stats_counters.floor IS
+    'message_count of the floor, or less: with fewer messages, no session is a candidate';
     COMMENT ON COLUMN alicia_session_stats_counters.sessions IS
     'Sessions, to be summed (may be negative in one row)';
     COMMENT ON COLUMN alicia_session_stats_counters.memories IS
@@ -55,6 +59,8 @@ BEGIN
     'Their tool_call_count, to be summed';
     COMMENT ON COLUMN alicia_session_stats_counters.changes IS
     'How often the transaction that wrote the row changed it';
+    COMMENT ON COLUMN alicia_session_stats_counters.room IS
+    'Blank until the row is changed, then empty: room in the page for its next versions, which else were cleaned away one by one';
     COMMENT ON INDEX idx_session_stats_counters IS
     'The sums of a time window';
 

@@ -19,7 +19,7 @@ BEGIN
     -- Returns the message_count from which a session is a candidate.
     CREATE FUNCTION alicia_session_stats_count(
         quarter TIMESTAMP, more_sessions BIGINT, more_memories BIGINT, more_seconds BIGINT, more_messages BIGINT,
-        more_calls BIGINT, may_fail BOOLEAN DEFAULT FALSE
+        more_calls BIGINT, may_gather BOOLEAN, may_fail BOOLEAN DEFAULT FALSE
     ) RETURNS INTEGER
     LANGUAGE plpgsql
     AS $function$
@@ -35,11 +35,11 @@ BEGIN
         IF NOT may_fail AND CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%' THEN
             BEGIN
                 PERFORM alicia_session_stats_count(
-                    quarter, more_sessions, more_memories, more_seconds, more_messages, more_calls, may_fail => TRUE
+                    quarter, more_sessions, more_memories, more_seconds, more_messages, more_calls, may_gather, may_fail => TRUE
                 );
             EXCEPTION WHEN serialization_failure OR unique_violation THEN
                 INSERT INTO alicia_session_stats_counters
-                VALUES (quarter, NULL, more_sessions, more_memories, more_seconds, more_messages, more_calls);
+                VALUES (quarter, NULL, NULL, more_sessions, more_memories, more_seconds, more_messages, more_calls);
             END;
             RETURN -1;
         END IF;
@@ -49,18 +49,19 @@ BEGIN
             own_slot := own_slot + 1;
         END LOOP;
 
-        -- One statement, as it is most often run: an executor's start costs more than its work.
         UPDATE alicia_session_stats_counters AS c
-        SET sessions = c.sessions + more_sessions,
+        SET floor = (SELECT f.message_count FROM alicia_session_stats_floor AS f),
+            sessions = c.sessions + more_sessions,
             memories = c.memories + more_memories,
             active_seconds = c.active_seconds + more_seconds,
             messages = c.messages + more_messages,
             tool_calls = c.tool_calls + more_calls,
             -- An xmin of age 0 or less is this transaction's, or that of one that began later and is done: no harm.
-            changes = CASE WHEN AGE(c.xmin) > 0 THEN 1 ELSE c.changes + 1 END
+            changes = CASE WHEN AGE(c.xmin) > 0 THEN 1 ELSE c.changes + 1 END,
+            room = ''
         WHERE c.quarter_hour = quarter AND c.slot = own_slot
             AND (AGE(c.xmin) > 0 OR c.changes < 1000)
-        RETURNING (SELECT f.message_count FROM alicia_session_stats_floor AS f) INTO floor;
+        RETURNING c.floor INTO floor;
 
         is_kept := FOUND;
         IF NOT is_kept THEN
@@ -69,16 +70,16 @@ BEGIN
             is_kept := NOT EXISTS (
                 SELECT FROM alicia_session_stats_counters AS c WHERE c.quarter_hour = quarter AND c.slot = own_slot
             );
-            INSERT INTO alicia_session_stats_counters
+            INSERT INTO alicia_session_stats_counters AS c
             VALUES (
-                quarter, CASE WHEN is_kept THEN own_slot END, more_sessions, more_memories, more_seconds,
-                more_messages, more_calls
+                quarter, CASE WHEN is_kept THEN own_slot END, (SELECT f.message_count FROM alicia_session_stats_floor AS f),
+                more_sessions, more_memories, more_seconds, more_messages, more_calls
             )
-            RETURNING (SELECT f.message_count FROM alicia_session_stats_floor AS f) INTO floor;
+            RETURNING c.floor INTO floor;
         END IF;
 
-        IF is_kept AND own_slot = 0 AND (more_sessions <= 0 OR RANDOM() < 0.06) THEN
-            -- Now and then, gather the quarter of an hour into this row; drop it, if nothing is left.
+        IF is_kept AND own_slot = 0 AND may_gather THEN
+            -- Gather the quarter of an hour into this row; drop it, if nothing is left.
             WITH gathered AS (
                 DELETE FROM alicia_session_stats_counters AS c
                 WHERE c.quarter_hour = quarter AND c.slot IS DISTINCT FROM 0
@@ -112,7 +113,7 @@ BEGIN
     END
     $function$;
 
-    COMMENT ON FUNCTION alicia_session_stats_count(TIMESTAMP, BIGINT, BIGINT, BIGINT, BIGINT, BIGINT, BOOLEAN) IS
+    COMMENT ON FUNCTION alicia_session_stats_count(TIMESTAMP, BIGINT, BIGINT, BIGINT, BIGINT, BIGINT, BOOLEAN, BOOLEAN) IS
     'Adds to the sums of a quarter of an hour, without waiting for anybody';
 
     CREATE FUNCTION alicia_session_stats_trim() RETURNS VOID
@@ -161,45 +162,48 @@ BEGIN
     LANGUAGE plpgsql SECURITY DEFINER
     AS $function$
     DECLARE
+        quarter CONSTANT TIMESTAMP := DATE_BIN('15 minutes', NEW.created_at, '2000-01-01');
+        stripe CONSTANT INTEGER := TIMESTAMP_HASH(quarter) & 255;
+        own_slot INTEGER := 0;
         is_leading BOOLEAN;
-        may_trim BOOLEAN;
         floor INTEGER;
+        may_trim BOOLEAN;
     BEGIN
         -- What alicia_session_stats_count() does, as it is most often done, in one statement: the start of another
         -- would cost more than its work. Nothing is found where it cannot be done so, and now and then to gather.
+        WHILE NOT PG_TRY_ADVISORY_XACT_LOCK(1634494819, 256 * own_slot + stripe) LOOP
+            own_slot := own_slot + 1;
+        END LOOP;
         UPDATE alicia_session_stats_counters AS c
         SET memories = c.memories + NEW.memories_used - OLD.memories_used,
             active_seconds = c.active_seconds + NEW.session_duration_seconds - OLD.session_duration_seconds,
             messages = c.messages + NEW.message_count - OLD.message_count,
             tool_calls = c.tool_calls + NEW.tool_call_count - OLD.tool_call_count,
-            changes = CASE WHEN AGE(c.xmin) > 0 THEN 1 ELSE c.changes + 1 END
-        WHERE c.quarter_hour = DATE_BIN('15 minutes', NEW.created_at, '2000-01-01') AND c.slot = 0
-            AND NEW.created_at = OLD.created_at AND NEW.id = OLD.id AND NEW.conversation_id = OLD.conversation_id
-            AND CURRENT_SETTING('transaction_isolation') LIKE 'read%' AND RANDOM() > 0.06
+            changes = CASE WHEN AGE(c.xmin) > 0 THEN 1 ELSE c.changes + 1 END,
+            room = ''
+        WHERE c.quarter_hour = quarter AND c.slot = own_slot AND NEW.created_at = OLD.created_at
             AND (AGE(c.xmin) > 0 OR c.changes < 1000)
-            AND PG_TRY_ADVISORY_XACT_LOCK(1634494819, TIMESTAMP_HASH(c.quarter_hour) & 255)
-        RETURNING
-            NEW.message_count <> OLD.message_count
-            AND GREATEST(NEW.message_count, OLD.message_count) >= (SELECT f.message_count FROM alicia_session_stats_floor AS f)
-        INTO is_leading;
+            AND CURRENT_SETTING('transaction_isolation') = 'read committed' AND RANDOM() > 0.02
+        RETURNING GREATEST(NEW.message_count, OLD.message_count) >= c.floor INTO is_leading;
         IF NOT is_leading THEN
             RETURN NULL;
         END IF;
 
         IF is_leading IS NULL AND NEW.created_at = OLD.created_at THEN
             floor := alicia_session_stats_count(
-                DATE_BIN('15 minutes', NEW.created_at, '2000-01-01'), 0, NEW.memories_used::BIGINT - OLD.memories_used,
+                quarter, 0, NEW.memories_used::BIGINT - OLD.memories_used,
                 NEW.session_duration_seconds::BIGINT - OLD.session_duration_seconds,
-                NEW.message_count::BIGINT - OLD.message_count, NEW.tool_call_count::BIGINT - OLD.tool_call_count
+                NEW.message_count::BIGINT - OLD.message_count, NEW.tool_call_count::BIGINT - OLD.tool_call_count,
+                may_gather => TRUE
             );
         ELSIF is_leading IS NULL THEN
             floor := alicia_session_stats_count(
-                DATE_BIN('15 minutes', NEW.created_at, '2000-01-01'), 1, NEW.memories_used, NEW.session_duration_seconds,
-                NEW.message_count, NEW.tool_call_count
+                quarter, 1, NEW.memories_used, NEW.session_duration_seconds, NEW.message_count, NEW.tool_call_count,
+                may_gather => TRUE
             );
             floor := alicia_session_stats_count(
                 DATE_BIN('15 minutes', OLD.created_at, '2000-01-01'), -1, -OLD.memories_used, -OLD.session_duration_seconds,
-                -OLD.message_count, -OLD.tool_call_count
+                -OLD.message_count, -OLD.tool_call_count, may_gather => TRUE
             );
         END IF;
         IF NEW.message_count < floor AND OLD.message_count < floor
@@ -214,6 +218,13 @@ BEGIN
         FROM alicia_session_stats_floor AS f
         WHERE floor = -1 OR (NEW.message_count, NEW.created_at, NEW.id) >= (f.message_count, f.created_at, f.id);
         may_trim := FOUND AND RANDOM() < 0.02;
+        IF is_leading AND NOT FOUND THEN
+            -- The floor has risen since the row was written.
+            UPDATE alicia_session_stats_counters AS c
+            SET floor = f.message_count
+            FROM alicia_session_stats_floor AS f
+            WHERE c.quarter_hour = quarter AND c.slot = own_slot AND c.floor < f.message_count;
+        END IF;
         BEGIN
             DELETE FROM alicia_session_stats_candidates
             WHERE ctid = ANY(ARRAY(
@@ -241,18 +252,45 @@ BEGIN
     LANGUAGE plpgsql SECURITY DEFINER
     AS $function$
     DECLARE
+        quarter CONSTANT TIMESTAMP := DATE_BIN('15 minutes', NOW() AT TIME ZONE 'UTC', '2000-01-01');
+        stripe CONSTANT INTEGER := TIMESTAMP_HASH(quarter) & 255;
+        own_slot INTEGER := 0;
         floor INTEGER;
         is_leading BOOLEAN;
         inserted BIGINT;
         above alicia_session_stats_floor;
     BEGIN
+        -- One statement, as above, for one session that begins now. No aggregate: its start alone would cost as much.
+        WHILE NOT PG_TRY_ADVISORY_XACT_LOCK(1634494819, 256 * own_slot + stripe) LOOP
+            own_slot := own_slot + 1;
+        END LOOP;
+        UPDATE alicia_session_stats_counters AS c
+        SET sessions = c.sessions + 1,
+            memories = c.memories + n.memories_used,
+            active_seconds = c.active_seconds + n.session_duration_seconds,
+            messages = c.messages + n.message_count,
+            tool_calls = c.tool_calls + n.tool_call_count,
+            changes = CASE WHEN AGE(c.xmin) > 0 THEN 1 ELSE c.changes + 1 END,
+            room = ''
+        FROM new_rows AS n
+        WHERE NOT EXISTS (SELECT FROM new_rows OFFSET 1)
+            AND n.created_at >= quarter AND n.created_at < quarter + INTERVAL '15 minutes'
+            AND c.quarter_hour = quarter AND c.slot = own_slot AND n.message_count < c.floor
+            AND (AGE(c.xmin) > 0 OR c.changes < 1000)
+            AND CURRENT_SETTING('transaction_isolation') = 'read committed' AND RANDOM() > 0.02;
+        IF FOUND THEN
+            RETURN NULL;
+        END IF;
+
         SELECT MAX(part.floor), BOOL_OR(part.most_messages >= part.floor) INTO floor, is_leading
         FROM (
             SELECT
                 MAX(message_count) AS most_messages,
                 alicia_session_stats_count(
                     DATE_BIN('15 minutes', created_at, '2000-01-01'), COUNT(*), SUM(memories_used),
-                    SUM(session_duration_seconds), SUM(message_count), SUM(tool_call_count)
+                    SUM(session_duration_seconds), SUM(message_count), SUM(tool_call_count),
+                    -- One row by itself comes here now and then; of many, now and then one.
+                    may_gather => NOT EXISTS (SELECT FROM new_rows OFFSET 1) OR RANDOM() < 0.06
                 ) AS floor
             FROM new_rows
             GROUP BY DATE_BIN('15 minutes', created_at, '2000-01-01')
@@ -295,7 +333,7 @@ BEGIN
     BEGIN
         PERFORM alicia_session_stats_count(
             DATE_BIN('15 minutes', created_at, '2000-01-01'), -COUNT(*), -SUM(memories_used), -SUM(session_duration_seconds),
-            -SUM(message_count), -SUM(tool_call_count)
+            -SUM(message_count), -SUM(tool_call_count), may_gather => TRUE
         )
         FROM old_rows
         GROUP BY DATE_BIN('15 minutes', created_at, '2000-01-01');
@@ -332,7 +370,7 @@ BEGIN
     'Trigger function: empties the sums and candidates';
 
     FOREACH created IN ARRAY ARRAY[
-        'alicia_session_stats_count(timestamp,bigint,bigint,bigint,bigint,bigint,boolean)', 'alicia_session_stats_trim()',
+        'alicia_session_stats_count(timestamp,bigint,bigint,bigint,bigint,bigint,boolean,boolean)', 'alicia_session_stats_trim()',
         'alicia_session_stats_inserted()', 'alicia_session_stats_updated()', 'alicia_session_stats_deleted()',
         'alicia_session_stats_emptied()'
     ] LOOP

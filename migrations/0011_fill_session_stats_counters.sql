@@ -81,6 +81,7 @@ BEGIN
             CASE WHEN NOT EXISTS (
                 SELECT FROM alicia_session_stats_counters AS c WHERE c.quarter_hour = d.quarter_hour AND c.slot = 0
             ) THEN 0 END,
+            (SELECT f.message_count FROM alicia_session_stats_floor AS f),
             d.sessions,
             d.memories,
             d.active_seconds,
@@ -136,6 +137,10 @@ BEGIN
                 ORDER BY f.message_count DESC
                 LIMIT 1
             );
+            UPDATE alicia_session_stats_counters AS c
+            SET floor = f.message_count
+            FROM alicia_session_stats_floor AS f
+            WHERE c.floor > f.message_count;
             is_lowered := TRUE;
         END LOOP;
         RETURN NEXT;
@@ -150,10 +155,7 @@ BEGIN
     );
     REVOKE EXECUTE ON FUNCTION alicia_session_stats_repair() FROM PUBLIC;
 
-    -- Room for a new version of each row beside the old one, in pages that are not cleaned at every turn.
-    ALTER TABLE alicia_session_stats_counters SET (fillfactor = 70);
     PERFORM alicia_session_stats_repair();
-    ALTER TABLE alicia_session_stats_counters RESET (fillfactor);
 
     -- Whoever reads the sessions reads their sums.
     FOR reader IN

@@ -102,16 +102,16 @@ promised_counting (position, kind, name, definition) AS (
         'AFTER TRUNCATE ON alicia_session_stats FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_emptied()'
     ),
     (
-        12, 'function', 'alicia_session_stats_count(timestamp,bigint,bigint,bigint,bigint,bigint,boolean)',
-        '13c225805c904a783b23cafabb518121'
+        12, 'function', 'alicia_session_stats_count(timestamp,bigint,bigint,bigint,bigint,bigint,boolean,boolean)',
+        '0a2571894894dab75e92ec686ef56244'
     ),
     (13, 'function', 'alicia_session_stats_trim()', '665b289611570ed986fa8b13df74542e'),
-    (14, 'function', 'alicia_session_stats_inserted()', 'e29475654b18251ad788beb01397d47f'),
-    (15, 'function', 'alicia_session_stats_updated()', '9019f05d833f9b436e694d07024f77d9'),
-    (16, 'function', 'alicia_session_stats_deleted()', '93d4097823fdd151e17a304c3beea25f'),
+    (14, 'function', 'alicia_session_stats_inserted()', '9687f63385361c32135dad43fb89d470'),
+    (15, 'function', 'alicia_session_stats_updated()', 'b522a4a7d0f9524b61f474bfcb93cdee'),
+    (16, 'function', 'alicia_session_stats_deleted()', 'c2fcb8401ae3591580e8ebda77321bea'),
     (17, 'function', 'alicia_session_stats_emptied()', '78dcdffcf6f8c4782e31e65e2f2d584a'),
     (18, 'function', 'alicia_session_stats_differences()', 'd07684fefcd846f40b7c8190835172ab'),
-    (19, 'function', 'alicia_session_stats_repair()', 'd4ff0718d35e4355d1a7bdd0060cbd89')
+    (19, 'function', 'alicia_session_stats_repair()', '66014c7d584d984b278db47e122c8e46')
 ),
 
 sessions AS (

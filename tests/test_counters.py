@@ -55,10 +55,10 @@ ORDER BY 2, 1
 LEADERS = """
 SELECT
     ARRAY(
-        SELECT s.id
-        FROM alicia_session_stats_leaders AS l
-        INNER JOIN alicia_session_stats AS s USING (message_count, created_at, id, conversation_id)
-        ORDER BY s.message_count DESC, s.created_at DESC, s.id DESC
+        SELECT id
+        FROM alicia_session_stats INNER JOIN alicia_session_stats_leaders USING (message_count, created_at, id, conversation_id)
+        GROUP BY message_count, created_at, id
+        ORDER BY message_count DESC, created_at DESC, id DESC
         LIMIT %(limit)s
     ),
     ARRAY(SELECT id FROM alicia_session_stats ORDER BY message_count DESC, created_at DESC, id DESC LIMIT %(limit)s)
@@ -736,9 +736,9 @@ DRIFTS = {
     "a sum changed": "UPDATE alicia_session_stats_counters SET messages = messages + 1",
     "a sum deleted": "DELETE FROM alicia_session_stats_counters WHERE quarter_hour = '2024-03-31 01:15'",
     "all sums deleted": "DELETE FROM alicia_session_stats_counters",
-    "sums there twice": "INSERT INTO alicia_session_stats_counters "
-    "SELECT quarter_hour, NULL, sessions, memories, active_seconds, messages, tool_calls FROM alicia_session_stats_counters",
-    "sums of nothing": "INSERT INTO alicia_session_stats_counters VALUES ('2020-01-01', 0, 1, 1, 1, 1, 1)",
+    "sums there twice": "INSERT INTO alicia_session_stats_counters SELECT quarter_hour, NULL, floor, sessions, memories, "
+    "active_seconds, messages, tool_calls FROM alicia_session_stats_counters",
+    "sums of nothing": "INSERT INTO alicia_session_stats_counters VALUES ('2020-01-01', 0, NULL, 1, 1, 1, 1, 1)",
     "unseen inserts": UNSEEN.format(
         "INSERT INTO alicia_session_stats (conversation_id, message_count, created_at) VALUES ('ac_1', 9999, '2020-01-01')"
     ),
@@ -768,6 +768,20 @@ def test_repair_tells_of_drift_and_mends_it_for_good(db: Connection, drift: str)
     assert repair(db) == 0
 
 
+def test_a_session_above_the_floor_leads_also_after_repair_has_lowered_it(db: Connection) -> None:
+    load(db, 3000, messages="n")
+    (floor,) = db.execute("SELECT message_count FROM alicia_session_stats_floor").fetchall()
+    for number in range(1, 9):
+        db.execute(ONE_MORE, [f"ass_{number}"])
+    assert db.execute("SELECT DISTINCT floor FROM alicia_session_stats_counters").fetchall() == [floor]
+    db.execute("DELETE FROM alicia_session_stats WHERE message_count > 2100")
+    assert_exact(db, 100)
+    assert repair(db) > 0
+    assert floor[0] > 2000
+    db.execute("UPDATE alicia_session_stats SET message_count = 1999 WHERE id = 'ass_200'")
+    assert_exact(db, 1000)
+
+
 def test_repair_beside_writers_loses_nothing(db: Connection) -> None:
     load(db, 400, messages="n")
     stop = threading.Event()
@@ -788,7 +802,7 @@ def test_repair_beside_writers_loses_nothing(db: Connection) -> None:
         try:
             corrections = [repair(db) for _ in range(15)]
             db.execute("UPDATE alicia_session_stats_counters SET tool_calls = 5 WHERE slot > 5 OR quarter_hour < '2000-01-01'")
-            db.execute("INSERT INTO alicia_session_stats_counters VALUES ('2024-03-31 01:00', NULL, 1, 1, 1, 1, 1)")
+            db.execute("INSERT INTO alicia_session_stats_counters VALUES ('2024-03-31 01:00', NULL, NULL, 1, 1, 1, 1, 1)")
             mended = repair(db)
         finally:
             stop.set()
@@ -834,14 +848,14 @@ FORBIDDEN = [
     "SELECT FROM alicia_session_stats_counters",
     "SELECT FROM alicia_session_stats_candidates",
     "SELECT FROM alicia_session_stats_floor",
-    "INSERT INTO alicia_session_stats_counters VALUES (NOW(), 0, 0, 0, 0, 0, 0)",
+    "INSERT INTO alicia_session_stats_counters VALUES (NOW(), 0, 0, 0, 0, 0, 0, 0)",
     "UPDATE alicia_session_stats_counters SET sessions = 0",
     "DELETE FROM alicia_session_stats_candidates",
     "UPDATE alicia_session_stats_floor SET message_count = 0",
     "DELETE FROM alicia_session_stats_quarter_hours",
     "SELECT alicia_session_stats_repair()",
     "SELECT alicia_session_stats_trim()",
-    "SELECT alicia_session_stats_count(NOW()::TIMESTAMP, 1, 1, 1, 1, 1)",
+    "SELECT alicia_session_stats_count(NOW()::TIMESTAMP, 1, 1, 1, 1, 1, TRUE)",
     "CREATE TRIGGER mine AFTER TRUNCATE ON mine.mine FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_emptied()",
     "CREATE TRIGGER mine AFTER UPDATE ON mine.mine FOR EACH ROW EXECUTE FUNCTION alicia_session_stats_updated()",
     "CREATE TRIGGER mine AFTER INSERT ON mine.mine REFERENCING NEW TABLE AS new_rows "
