@@ -49,7 +49,7 @@ BEGIN
             SUM(tool_calls)
         FROM (
             SELECT
-                DATE_BIN('15 minutes', created_at, '2000-01-01') AS quarter_hour,
+                DATE_BIN('15 minutes', created_at::TIMESTAMP, '2000-01-01') AS quarter_hour,
                 COUNT(*) AS sessions,
                 SUM(memories_used) AS memories,
                 SUM(session_duration_seconds) AS active_seconds,

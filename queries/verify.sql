@@ -110,7 +110,7 @@ promised_counting (position, kind, name, definition) AS (
     (15, 'function', 'alicia_session_stats_updated()', 'b522a4a7d0f9524b61f474bfcb93cdee'),
     (16, 'function', 'alicia_session_stats_deleted()', 'c2fcb8401ae3591580e8ebda77321bea'),
     (17, 'function', 'alicia_session_stats_emptied()', '78dcdffcf6f8c4782e31e65e2f2d584a'),
-    (18, 'function', 'alicia_session_stats_differences()', '4e500c9ce880c21c77a65b50daf1800c'),
+    (18, 'function', 'alicia_session_stats_differences()', '0517729accf427e95b91ebabcd407fac'),
     (19, 'function', 'alicia_session_stats_repair()', '66014c7d584d984b278db47e122c8e46')
 ),
 
