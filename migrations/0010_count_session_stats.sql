@@ -184,7 +184,7 @@ BEGIN
         WHERE c.quarter_hour = quarter AND c.slot = own_slot AND NEW.created_at = OLD.created_at
             AND (AGE(c.xmin) > 0 OR c.changes < 1000)
             AND CURRENT_SETTING('transaction_isolation') = 'read committed' AND RANDOM() > 0.02
-        RETURNING GREATEST(NEW.message_count, OLD.message_count) >= c.floor INTO is_leading;
+        RETURNING COALESCE(GREATEST(NEW.message_count, OLD.message_count) >= c.floor, TRUE) INTO is_leading;
         IF NOT is_leading THEN
             RETURN NULL;
         END IF;

@@ -26,8 +26,7 @@
 --   refused with an error, and change nothing. Delete old sessions with citus.purge.sql.
 -- * record_activity finds its session by id alone, and so asks every shard. Where the application knows the
 --   conversation, ask one: UPDATE alicia_session_stats SET ... WHERE conversation_id = 'ac_xxx' AND id = 'ass_xxx'.
--- * verify lists what this file changed, and table_health shows the coordinator's empty tables, not the shards: see
---   SELECT * FROM citus_tables.
+-- * table_health shows the coordinator's empty tables, not the shards: see SELECT * FROM citus_tables.
 -- * The rights of a view's owner: whoever reads alicia_session_stats_quarter_hours needs SELECT on
 --   alicia_session_stats_shard_counters too; those who may read it now are granted that. And every role that reads or
 --   writes must be able to log in at the workers.

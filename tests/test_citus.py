@@ -20,8 +20,8 @@ CLUSTER = os.environ.get("TEST_CITUS_URL") or make_conninfo(**SERVER)
 SCALE = ROOT / "scale"
 ROWS = 3000
 WRITERS = 8
-# Of the coordinator's own tables, and of what the distribution changed.
-LOCAL = {"table_health", "verify"}
+# Of the coordinator's own tables.
+LOCAL = {"table_health"}
 REFUSED = {"delete_sessions_before": {"days": 30}, "rebuild_sessions": {}}
 # Each is held against the sums: while it is still uncommitted, then rolled back, then committed.
 WRITES = {

@@ -56,8 +56,11 @@ LEADERS = """
 SELECT
     ARRAY(
         SELECT id
-        FROM alicia_session_stats INNER JOIN alicia_session_stats_leaders USING (message_count, created_at, id, conversation_id)
-        GROUP BY message_count, created_at, id
+        FROM (
+            SELECT DISTINCT message_count, created_at, id
+            FROM alicia_session_stats INNER JOIN alicia_session_stats_leaders
+                USING (message_count, created_at, id, conversation_id)
+        ) AS l
         ORDER BY message_count DESC, created_at DESC, id DESC
         LIMIT %(limit)s
     ),
@@ -780,6 +783,18 @@ def test_a_session_above_the_floor_leads_also_after_repair_has_lowered_it(db: Co
     assert floor[0] > 2000
     db.execute("UPDATE alicia_session_stats SET message_count = 1999 WHERE id = 'ass_200'")
     assert_exact(db, 1000)
+
+
+def test_without_a_floor_the_sums_are_exact_until_repair_brings_it_back(db: Connection) -> None:
+    load(db, 20)
+    db.execute("DELETE FROM alicia_session_stats_floor")
+    for turn in range(3):
+        load(db, 5, prefix=f"more_{turn}_")
+        db.execute(ONE_MORE, ["ass_1"])
+        db.execute(ONE_MORE, ["ass_2"])
+    assert differences(db) == []
+    assert repair(db) > 0
+    assert_exact(db)
 
 
 def test_repair_beside_writers_loses_nothing(db: Connection) -> None:
