@@ -441,11 +441,10 @@ def judge(rows: int, chunks: list[tuple[float, float]], reads: list[Read], write
             said = f"≥ {times:,}× faster{large}"
             yield Goal(name, f"{brief(bare)} ms", f"{brief(ours)} ms", "", f"{brief(bare / ours)}×", said, bare / ours >= times)
             yield Goal(name, "", f"{brief(ours)} ms", "", "", f"< {limit:g} ms{large}", ours < limit)
-        else:
-            said = "no slower (≤ 1.1×)"
-            yield Goal(name, f"{brief(bare)} ms", f"{brief(ours)} ms", "", f"{ours / bare:.2f}×", said, ours / bare <= 1.1)
         bare, ours, duck = (statistics.median(full.client[system]) for system in SYSTEMS)
         cells = [f"{brief(value)} ms" for value in (bare, ours, duck)]
+        if name not in FASTER:  # A few microseconds in the server, of which the clock there tells one.
+            yield Goal(f"{name}, to the client", *cells, f"{ours / bare:.2f}×", "no slower (≤ 1.1×)", ours / bare <= 1.1)
         yield Goal(f"{name}, to the client", *cells, f"{brief(duck / ours)}×", "faster than DuckDB", ours < duck)
         slower = statistics.median(full.server["ours"]) / statistics.median(tenth.server["ours"])
         yield Goal(f"{name}, rows × 10", "", "", "", f"{slower:.2f}×", "≤ 1.5× time", slower <= 1.5)
