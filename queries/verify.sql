@@ -504,12 +504,12 @@ SELECT
     expected,
     mend
 FROM differences
--- But for what scale/citus.sql replaces.
 WHERE
+    -- But for what scale/citus.sql replaces.
     found IN ('missing', 'disabled')
     OR object NOT IN (
         'constraint alicia_session_stats_pkey', 'function alicia_session_stats_repair()', 'trigger count_session_stats_insert',
         'trigger count_session_stats_update', 'trigger count_session_stats_delete', 'trigger count_session_stats_truncate'
     )
-    OR NOT EXISTS (SELECT FROM alicia_session_stats_created WHERE object = 'TABLE alicia_session_stats_undistributed')
+    OR 'TABLE alicia_session_stats_undistributed' NOT IN (SELECT object FROM alicia_session_stats_created)
 ORDER BY kind, position, object, found, mend;
