@@ -1,7 +1,7 @@
 -- Create the tables that keep the sums of every quarter of an hour and the sessions with the most messages.
 --
 -- Why: averages, trends and the most active sessions are asked over and over, and must not cost more as
---      alicia_session_stats grows. A quarter of an hour, because every time zone's days begin on one.
+--      alicia_session_stats grows. A quarter of an hour, because the days of today's time zones begin on one.
 -- Locks: ACCESS SHARE on alicia_session_stats, which is read once, for the floor of the candidates.
 -- Rollback: drops the tables. No session is lost.
 SET LOCAL lock_timeout = '500ms';
@@ -36,7 +36,7 @@ BEGIN
         changes INTEGER NOT NULL DEFAULT 0,
         room TEXT NOT NULL DEFAULT REPEAT(' ', 40)
     );
-    -- Only who has reserved a slot inserts it: nobody ever waits for this index.
+    -- Only the holder of a slot inserts its row, so nobody waits for this index.
     CREATE UNIQUE INDEX idx_session_stats_counters ON alicia_session_stats_counters (quarter_hour, slot);
 
     COMMENT ON TABLE alicia_session_stats_counters IS
@@ -46,7 +46,7 @@ BEGIN
     COMMENT ON COLUMN alicia_session_stats_counters.slot IS
     'Which of the concurrent writers may change the row, 0 the first; NULL: none, another gathers it';
     COMMENT ON COLUMN alicia_session_stats_counters.floor IS
-    'message_count of the floor, or less: with fewer messages, no session is a candidate';
+    'message_count of the floor, or less: with fewer messages, no session is a candidate. NULL: not known';
     COMMENT ON COLUMN alicia_session_stats_counters.sessions IS
     'Sessions, to be summed (may be negative in one row)';
     COMMENT ON COLUMN alicia_session_stats_counters.memories IS
@@ -60,7 +60,7 @@ BEGIN
     COMMENT ON COLUMN alicia_session_stats_counters.changes IS
     'How often the transaction that wrote the row changed it';
     COMMENT ON COLUMN alicia_session_stats_counters.room IS
-    'Blank until the row is changed, then empty: room in the page for its next versions, which else were cleaned away one by one';
+    'Blank until the row is changed, then empty: room in the page for its next versions, which would otherwise be pruned one by one';
     COMMENT ON INDEX idx_session_stats_counters IS
     'The sums of a time window';
 
@@ -74,7 +74,7 @@ BEGIN
     CREATE INDEX idx_session_stats_candidates ON alicia_session_stats_candidates (message_count, created_at, id, conversation_id);
 
     COMMENT ON TABLE alicia_session_stats_candidates IS
-    'Every session of alicia_session_stats from the floor up, as it is, and as some were. Kept by its triggers.';
+    'Every session of alicia_session_stats from the floor up, and outdated copies. Kept by its triggers.';
     COMMENT ON COLUMN alicia_session_stats_candidates.message_count IS
     'The session''s message_count, when this was written';
     COMMENT ON COLUMN alicia_session_stats_candidates.created_at IS
@@ -91,9 +91,12 @@ BEGIN
         created_at TIMESTAMP NOT NULL,
         id TEXT NOT NULL
     );
+    CREATE UNIQUE INDEX idx_session_stats_floor ON alicia_session_stats_floor ((TRUE));
 
     COMMENT ON TABLE alicia_session_stats_floor IS
     'One row: the least session that must be among alicia_session_stats_candidates, by message_count, created_at, id';
+    COMMENT ON INDEX idx_session_stats_floor IS
+    'One row, no more';
     COMMENT ON COLUMN alicia_session_stats_floor.message_count IS
     'message_count of the least candidate';
     COMMENT ON COLUMN alicia_session_stats_floor.created_at IS

@@ -2,8 +2,8 @@
 --
 -- Why: the answers are exact at every instant, with no job to schedule. Nobody waits for a sum: a writer adds
 --      to a row that it has reserved with an advisory lock, which it only tries for, or else to the next one;
---      now and then it gathers the rows of a quarter of an hour into one. A candidate is only inserted: that
---      it is outdated, readers see, and a writer deletes it, unless another one is at it.
+--      now and then it gathers the rows of a quarter of an hour into one. A candidate is only inserted: readers
+--      ignore an outdated one, and a writer deletes it, unless another one is at it.
 -- Locks: SHARE ROW EXCLUSIVE on alicia_session_stats for an instant: writers wait, readers do not.
 -- Rollback: drops the triggers and functions. No session is lost.
 SET LOCAL lock_timeout = '500ms';
@@ -24,7 +24,7 @@ BEGIN
     LANGUAGE plpgsql
     AS $function$
     DECLARE
-        -- A transaction that writes to every quarter of an hour of a year takes no more locks than these.
+        -- A transaction that writes to every quarter of an hour of a year takes no more locks than these, for each slot.
         stripe CONSTANT INTEGER := TIMESTAMP_HASH(quarter) & 255;
         own_slot INTEGER := 0;
         is_kept BOOLEAN;
@@ -170,7 +170,7 @@ BEGIN
         may_trim BOOLEAN;
     BEGIN
         -- What alicia_session_stats_count() does, as it is most often done, in one statement: the start of another
-        -- would cost more than its work. Nothing is found where it cannot be done so, and now and then to gather.
+        -- would cost more than its work. It finds no row where it cannot be done so, and now and then, to gather.
         WHILE NOT PG_TRY_ADVISORY_XACT_LOCK(1634494819, 256 * own_slot + stripe) LOOP
             own_slot := own_slot + 1;
         END LOOP;
@@ -212,11 +212,13 @@ BEGIN
         THEN
             RETURN NULL;
         END IF;
-        -- Above read committed, the floor may have been lowered since the transaction began: any session may be one.
+        -- Above read committed, the floor may have been lowered, or be gone, since the transaction began: any may be one.
         INSERT INTO alicia_session_stats_candidates
         SELECT NEW.message_count, NEW.created_at, NEW.id, NEW.conversation_id
-        FROM alicia_session_stats_floor AS f
-        WHERE floor = -1 OR (NEW.message_count, NEW.created_at, NEW.id) >= (f.message_count, f.created_at, f.id);
+        WHERE floor = -1 OR EXISTS (
+            SELECT FROM alicia_session_stats_floor AS f
+            WHERE (NEW.message_count, NEW.created_at, NEW.id) >= (f.message_count, f.created_at, f.id)
+        );
         may_trim := FOUND AND RANDOM() < 0.02;
         IF is_leading AND NOT FOUND THEN
             -- The floor has risen since the row was written.

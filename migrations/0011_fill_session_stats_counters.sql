@@ -3,7 +3,8 @@
 -- Why: apart from the triggers, so that reading a large table blocks nobody. What is missing is one statement,
 --      so one snapshot: a session that is written meanwhile is counted by its writer, and by nobody else.
 --      The views come with it, so that no query can read half the sums.
--- Locks: ACCESS SHARE on alicia_session_stats, which is read.
+-- Locks: ACCESS SHARE on alicia_session_stats, which is read. It waits for the writers that have reserved sums, not
+--        they for it.
 -- Rollback: drops the views and the functions. No session is lost.
 SET LOCAL lock_timeout = '500ms';
 
@@ -96,6 +97,9 @@ BEGIN
         object := 'quarter hours';
         GET DIAGNOSTICS corrections = ROW_COUNT;
         RETURN NEXT;
+        -- What changes of many sessions at once have left.
+        PERFORM alicia_session_stats_count(quarter_hour, 0, 0, 0, 0, 0, may_gather => TRUE)
+        FROM (SELECT quarter_hour FROM alicia_session_stats_counters GROUP BY quarter_hour HAVING COUNT(*) > 1) AS several;
 
         object := 'leaders';
         INSERT INTO alicia_session_stats_floor

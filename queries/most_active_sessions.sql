@@ -10,7 +10,7 @@
 \else
 \set limit 10
 \endif
--- What the triggers keep is complete from the top down to some session, and holds a few rows twice, or as they were.
+-- The leaders are every session above some floor; the duplicates and outdated copies among them drop out.
 WITH leaders AS (
     SELECT DISTINCT
         s.conversation_id,

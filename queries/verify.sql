@@ -82,6 +82,7 @@ promised_counting (position, kind, name, definition) AS (
     (4, 'view', 'alicia_session_stats_quarter_hours', NULL),
     (5, 'view', 'alicia_session_stats_leaders', NULL),
     (6, 'index', 'idx_session_stats_counters', '(quarter_hour, slot)'),
+    (7, 'index', 'idx_session_stats_floor', '((true))'),
     (7, 'index', 'idx_session_stats_candidates', '(message_count, created_at, id, conversation_id)'),
     (
         8, 'trigger', 'count_session_stats_insert',
@@ -103,15 +104,15 @@ promised_counting (position, kind, name, definition) AS (
     ),
     (
         12, 'function', 'alicia_session_stats_count(timestamp,bigint,bigint,bigint,bigint,bigint,boolean,boolean)',
-        '0a2571894894dab75e92ec686ef56244'
+        '7c779a5d7d6813e5f2c3ff064f556dda'
     ),
     (13, 'function', 'alicia_session_stats_trim()', '665b289611570ed986fa8b13df74542e'),
     (14, 'function', 'alicia_session_stats_inserted()', '9687f63385361c32135dad43fb89d470'),
-    (15, 'function', 'alicia_session_stats_updated()', 'd731a7cacebe2419ffa22e99e2c1fb27'),
+    (15, 'function', 'alicia_session_stats_updated()', '5f3b1fab635c00661e650a1be34c8475'),
     (16, 'function', 'alicia_session_stats_deleted()', 'c2fcb8401ae3591580e8ebda77321bea'),
     (17, 'function', 'alicia_session_stats_emptied()', '78dcdffcf6f8c4782e31e65e2f2d584a'),
     (18, 'function', 'alicia_session_stats_differences()', '0517729accf427e95b91ebabcd407fac'),
-    (19, 'function', 'alicia_session_stats_repair()', '66014c7d584d984b278db47e122c8e46')
+    (19, 'function', 'alicia_session_stats_repair()', 'ed017fef62db15d267704074012b8975')
 ),
 
 sessions AS (

@@ -32,7 +32,7 @@
 --   writes must be able to log in at the workers.
 -- * Splitting a shard while it is written: citus_split_shard_by_split_points needs 'block_writes'. Moving one does not,
 --   where wal_level is logical.
--- * One snapshot of all shards: each shard is exact at its own instant.
+-- * No snapshot spans the shards: each is exact at its own instant.
 BEGIN;
 SET LOCAL lock_timeout = '500ms';
 -- Checked when a trigger is created or its table distributed, and only then: not when it fires.
@@ -188,11 +188,11 @@ BEGIN
     REVOKE EXECUTE ON FUNCTION alicia_session_stats_shard_counted() FROM PUBLIC;
     INSERT INTO alicia_session_stats_created VALUES ('FUNCTION alicia_session_stats_shard_counted()');
 
-    -- The settings of the one that is replaced, and who may call it, stay.
+    -- Its owner, and who may call it, stay.
     EXECUTE FORMAT($create$
         CREATE OR REPLACE FUNCTION alicia_session_stats_repair() RETURNS TABLE (object TEXT, corrections BIGINT)
         LANGUAGE plpgsql
-        SET search_path = pg_catalog, %I, pg_temp
+        SET search_path = pg_catalog, %I, %s, pg_temp
         AS $function$
         BEGIN
             -- Writers wait, on every node: no snapshot spans the shards.
@@ -210,7 +210,7 @@ BEGIN
             RETURN NEXT;
         END
         $function$
-    $create$, CURRENT_SCHEMA());
+    $create$, CURRENT_SCHEMA(), (SELECT relnamespace::REGNAMESPACE FROM pg_class WHERE oid = 'alicia_session_stats'::REGCLASS));
 
     CREATE TABLE alicia_session_stats_shard_counters (
         bucket TEXT NOT NULL,

@@ -785,6 +785,44 @@ def test_a_session_above_the_floor_leads_also_after_repair_has_lowered_it(db: Co
     assert_exact(db, 1000)
 
 
+def test_repair_gathers_what_a_change_of_many_sessions_left(db: Connection) -> None:
+    load(db, 6000, quarters=4)
+    db.execute("UPDATE alicia_session_stats SET tool_call_count = tool_call_count + 1")
+    assert counters(db) > 1000
+    assert repair(db) == 0
+    assert counters(db) == 4
+    assert_exact(db)
+
+
+def test_verify_tells_of_too_few_leaders_and_repair_finds_more(db: Connection) -> None:
+    load(db, 3000, messages="n")
+    assert runner.verify(conninfo_of(db)) == []
+    db.execute("DELETE FROM alicia_session_stats WHERE message_count > 2300")
+    (row,) = runner.verify(conninfo_of(db))
+    assert (row["object"], row["found"]) == ("leaders", "300 are left")
+    db.execute(row["mend"].encode())
+    assert runner.verify(conninfo_of(db)) == []
+    assert_exact(db, 1000)
+
+
+def test_a_session_that_a_snapshot_from_before_truncate_writes_leads(db: Connection) -> None:
+    load(db, 20)
+    with closing(connect(db, "REPEATABLE READ")) as old:
+        old.execute("BEGIN")
+        old.execute("SELECT 1 FROM alicia_conversations")
+        db.execute("TRUNCATE alicia_session_stats")
+        load(db, 20, prefix="new_")
+        old.execute("INSERT INTO alicia_session_stats (id, conversation_id) VALUES ('late', 'ac_1')")
+        old.execute("UPDATE alicia_session_stats SET message_count = 5000 WHERE id = 'late'")
+        old.execute("COMMIT")
+    assert_exact(db)
+
+
+def test_there_is_one_floor(db: Connection) -> None:
+    with pytest.raises(errors.UniqueViolation):
+        db.execute("INSERT INTO alicia_session_stats_floor SELECT * FROM alicia_session_stats_floor")
+
+
 def test_without_a_floor_the_sums_are_exact_until_repair_brings_it_back(db: Connection) -> None:
     load(db, 20)
     db.execute("DELETE FROM alicia_session_stats_floor")

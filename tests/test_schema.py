@@ -159,6 +159,7 @@ def test_indexes_are_exactly_the_keys_and_the_specifications_two(db: Connection)
             "USING btree (quarter_hour, slot)",
             True,
         ),
+        ("CREATE UNIQUE INDEX idx_session_stats_floor ON public.alicia_session_stats_floor USING btree ((true))", True),
     ]
 
 
