@@ -45,6 +45,7 @@ BATCH = 2000  # Sessions of the sample that one statement makes.
 CHUNKS = 10  # Of the load, in turns.
 ROUNDS = 15  # Of each query, in turns.
 PROFILED = 200  # Single writes to take the times of.
+WARM_UP = 2000  # Transactions.
 SYSTEMS = ("bare", "ours", "DuckDB")
 SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "16GB", "checkpoint_timeout": "1h"}  # And fsync, as it is.
 COLUMNS = """
@@ -358,8 +359,8 @@ def measure_writes(size: Size, seconds: float, pairs: int, folder: Path) -> list
         (conversations,) = size.bare.execute("SELECT COUNT(*) FROM conversation_of").fetchone()
         most = {"sessions": size.rows, "newest": min(NEWEST, size.rows), "conversations": conversations}
 
-        def pair(script: Path, turn: int, length: float) -> tuple[Round, Round]:
-            done = {database: pgbench(database, script, length) for database in in_turns((size.bare, size.ours), turn)}
+        def pair(script: Path, turn: int, transactions: int) -> tuple[Round, Round]:
+            done = {database: pgbench(database, script, transactions) for database in in_turns((size.bare, size.ours), turn)}
             bar.update()
             return done[size.bare], done[size.ours]
 
@@ -367,10 +368,12 @@ def measure_writes(size: Size, seconds: float, pairs: int, folder: Path) -> list
             script = folder / "pgbench.sql"
             script.write_text(f"\\set n random(1, {most[bound]})\n{' '.join(statement.split())};\n")
             size.bare.execute("CHECKPOINT")
-            pair(script, 0, min(seconds, 1))
-            turns = [pair(script, turn, seconds) for turn in range(pairs)]
+            warm, _ = pair(script, 0, WARM_UP)
+            # Of the same number, not the same time: as many pages are written for the first time, whole, by each.
+            transactions = math.ceil(warm.tps * seconds)
+            turns = [pair(script, turn, transactions) for turn in range(pairs)]
             set_full_page_writes(size.bare, "off")
-            imageless = pair(script, 0, seconds)
+            imageless = pair(script, 0, transactions)
             set_full_page_writes(size.bare, "on")
             writes.append(Write(kind, turns, imageless))
     return writes
@@ -382,11 +385,10 @@ def set_full_page_writes(admin: Connection, value: str) -> None:
     admin.execute("CHECKPOINT")  # The process that does it has read the setting then.
 
 
-def pgbench(database: Connection, script: Path, seconds: float) -> Round:
-    """One round of pgbench: 8 clients for so many seconds; it knows whole ones only, so less is a number of transactions."""
-    length = ["-T", str(round(seconds))] if seconds >= 1 else ["-t", str(math.ceil(100 * seconds))]
+def pgbench(database: Connection, script: Path, transactions: int) -> Round:
+    """One round of pgbench: 8 clients that share so many transactions."""
     command = [embedded.wheel_programs() / "pgbench", "-h", database.info.host, "-U", database.info.user, "-f", script]
-    command += ["-c", "8", "-j", "2", "-M", "prepared", "-n", *length, database.info.dbname]
+    command += ["-c", "8", "-j", "2", "-M", "prepared", "-n", "-t", str(math.ceil(transactions / 8)), database.info.dbname]
     before = database.execute(WRITTEN).fetchone()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
