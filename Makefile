@@ -63,7 +63,7 @@ lint: $(READY) ## check the format, types and SQL of everything
 
 clean: ## stop the embedded server, delete its data and all that make made
 	if [ -f $(READY) ]; then $(RUN) embedded --remove; fi
-	rm -rf $(VENV) report.html build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) report.html bench/results.json build dist .pytest_cache .ruff_cache .hypothesis
 
 migration: ## start a new migration: make migration NAME=add_session_stats_something
 	@case "$(NAME)" in *session_stats*) ;; *) echo "NAME must contain session_stats: make migration NAME=add_session_stats_something" >&2; exit 2;; esac
