@@ -1,16 +1,15 @@
--- Load a stretch of a year of realistic sessions: the rows from first to last out of a sample of rows.
+-- Load a year of realistic sessions, or the part of it from session number first to last.
 --
 -- Purpose: sample data
 -- Mode: writes
 -- Param rows (integer, default 20000): size of the whole sample, in sessions.
 -- Param first (integer, default 1): number of the first session to load, from 1.
 -- Param last (integer, default 20000): number of the last session to load.
--- Param seed (integer, default 1): another seed is another sample; the same one gives the same rows.
--- Param until (text, default now): the day before which the year ends, a timestamp with time zone.
--- Returns: one row, the number of sessions loaded. A session that is there already is not loaded again.
---
--- Sessions grow two and a half times over the year, are fewer on weekends and at night, belong to one
--- conversation or to many, and have heavy-tailed counts. One in eight ends as it begins.
+-- Param seed (integer, default 1): the same seed gives the same sessions.
+-- Param until (text, default now): the year ends on the day before this, a timestamp with time zone.
+-- Returns: one row, the number of sessions loaded. A session that exists already is skipped.
+-- Model: over the year, sessions per day grow 2.5 times. Fewer begin at night and on weekends. Some conversations have
+--     many sessions. Counts are heavy-tailed, and one session in eight is a single message.
 --
 -- psql -v rows=1000 -v last=1000 -f bench/sample.sql
 \if :{?rows}
@@ -34,8 +33,8 @@
 \set until now
 \endif
 WITH drawn AS (
-    -- Ten independent uniform numbers in (0, 1) for each session: hashes of its number, so that no order
-    -- of evaluation changes them.
+    -- Ten independent uniform numbers in (0, 1) for each session. They are hashes of its number, so that they do not
+    -- depend on the order of evaluation.
     SELECT
         n,
         (
@@ -49,18 +48,18 @@ placed AS (
     SELECT
         n,
         u,
-        -- Density grows linearly from 1 to 2.5 over 364 days: this is the inverse of its integral.
+        -- The inverse of the distribution whose density grows linearly from 1 to 2.5 over 364 days.
         FLOOR(364 * (SQRT(1 + 5.25 * u[1]) - 1) / 1.5)::INTEGER AS day,
-        -- More than half are around eleven in the morning, most others around seven in the evening.
+        -- 6 percent at any hour, 54 percent around 11:30, 40 percent around 19:00.
         CASE
             WHEN u[2] < 0.06 THEN 24 * u[3]
             ELSE CASE WHEN u[2] < 0.6 THEN 11.5 ELSE 19 END + 3.2 * (u[3] + u[4] + u[5] - 1.5)
         END AS hour,
         -- A few conversations have many sessions.
         'ac_' || TRANSLATE(ENCODE(UUID_SEND(MD5(
-            FORMAT('%s conversation %s', :'seed', FLOOR(:'rows'::INTEGER * 0.45 * POWER(u[6], 1.8)))
+            CONCAT_WS(' ', :'seed'::BIGINT, 'conversation', FLOOR(:'rows'::INTEGER * 0.45 * POWER(u[6], 1.8)))
         )::UUID), 'base64'), '+/=', '-_') AS conversation_id,
-        -- Pareto: half the sessions have fewer than six messages, one in a thousand has hundreds.
+        -- A Pareto distribution: half the sessions have fewer than six messages, one in a thousand has hundreds.
         CASE WHEN u[7] < 0.125 THEN 1 ELSE LEAST(2 + FLOOR(3 * (POWER(1 - u[8], -0.75) - 1)), 5000) END::INTEGER AS messages
     FROM drawn
 ),
@@ -71,7 +70,7 @@ sessions AS (
         u,
         conversation_id,
         messages,
-        -- Two weekend days in five move to a day of the week before them.
+        -- Two in five of the weekend's sessions move to a weekday before it.
         midnight + MAKE_INTERVAL(
             days => CASE
                 WHEN u[9] < 0.4 AND day > 6 AND EXTRACT(ISODOW FROM midnight) >= 6 THEN -2 - FLOOR(u[10] * 3)::INTEGER
@@ -96,7 +95,9 @@ loaded AS (
         id, conversation_id, message_count, tool_call_count, memories_used, session_duration_seconds, created_at, updated_at
     )
     SELECT
-        'ass_' || TRANSLATE(ENCODE(UUID_SEND(MD5(FORMAT('%s session %s', :'seed', n))::UUID), 'base64'), '+/=', '-_'),
+        'ass_' || TRANSLATE(ENCODE(UUID_SEND(MD5(
+            CONCAT_WS(' ', :'seed'::BIGINT, 'session', n)
+        )::UUID), 'base64'), '+/=', '-_'),
         conversation_id,
         messages,
         CASE WHEN u[9] < 0.35 THEN FLOOR(messages * u[8] * u[10])::INTEGER ELSE 0 END,

@@ -1,13 +1,15 @@
--- Of the conversations that began in a week, the share that was active in each week since.
+-- Share of each week's new conversations that are active in each of the weeks after it.
 --
 -- Purpose: user engagement
--- Param weeks (integer, default 8): how many cohorts, the one of the current week included.
--- Param tz (text, default UTC): the time zone whose weeks they are, an IANA name such as Europe/Berlin.
--- Returns: a row for each cohort, oldest first: the conversations whose first session ever starts in the ISO week
---     of the Monday in cohort (from its midnight up to, not including, the next Monday's, in tz). size: how
---     many. week_0 to week_7: the share, in percent, that has a session which starts in that very week, so many
---     weeks later; week_0 is 100 by definition. NULL when that week has not come yet or the cohort is empty; the
---     current week still grows.
+-- Param weeks (integer, default 8): number of cohorts, the current week's included.
+-- Param tz (text, default UTC): time zone of the weeks, an IANA name such as Europe/Berlin.
+-- Returns: one row per cohort, oldest first. A cohort is the conversations whose first session ever begins in one week.
+--     cohort                       Monday of that week (ISO weeks)
+--     conversations                conversations of the cohort
+--     week_0_pct, …, week_7_pct    percent of them with a session in the week so many weeks later; 100 in week 0;
+--                                  NULL in a week still to come, and for an empty cohort
+--     is_partial                   true for the current week's cohort. That week is not over, so the last number of
+--                                  the other rows may still grow, too
 -- Reads: idx_session_stats_created_at
 --
 -- psql -v weeks=4 -v tz=Asia/Kathmandu -f queries/conversation_retention.sql
@@ -19,15 +21,19 @@
 \else
 \set tz UTC
 \endif
-WITH active_weeks AS (
+WITH cohorts AS (
+    SELECT
+        weeks_ago,
+        DATE_TRUNC('week', NOW() AT TIME ZONE :'tz')::DATE - 7 * weeks_ago AS cohort
+    FROM GENERATE_SERIES(0, :'weeks'::INTEGER - 1) AS weeks_ago
+),
+
+-- The scan begins before the first cohort does in any time zone.
+active_weeks AS (
     SELECT DISTINCT
         s.conversation_id,
-        (
-            DATE_TRUNC('week', NOW() AT TIME ZONE :'tz')::DATE
-            - DATE_TRUNC('week', (s.created_at AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE
-        ) / 7 AS weeks_ago
+        DATE_TRUNC('week', (s.created_at AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS week
     FROM alicia_session_stats AS s
-    -- A week more than is shown: in no zone does the first cohort's Monday begin longer ago.
     WHERE
         s.created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
         AND NOT EXISTS (
@@ -40,36 +46,40 @@ WITH active_weeks AS (
 
 lifetimes AS (
     SELECT
-        MAX(weeks_ago) OVER (PARTITION BY conversation_id) AS begun_weeks_ago,
-        weeks_ago
+        MIN(week) OVER (PARTITION BY conversation_id) AS cohort,
+        week
     FROM active_weeks
 ),
 
--- Only the weeks that have come, so that the others are NULL below.
+-- Weeks still to come have no row here, so that they are NULL below.
 shares AS (
     SELECT
-        c.begun_weeks_ago,
-        w.week,
-        COUNT(l.weeks_ago) AS active,
-        100.0 * COUNT(l.weeks_ago)
-        / NULLIF(FIRST_VALUE(COUNT(l.weeks_ago)) OVER (PARTITION BY c.begun_weeks_ago ORDER BY w.week), 0) AS active_pct
-    FROM GENERATE_SERIES(0, :'weeks'::INTEGER - 1) AS c (begun_weeks_ago)
-    CROSS JOIN LATERAL GENERATE_SERIES(0, LEAST(c.begun_weeks_ago, 7)) AS w (week)
-    LEFT JOIN lifetimes AS l ON c.begun_weeks_ago = l.begun_weeks_ago AND c.begun_weeks_ago - w.week = l.weeks_ago
-    GROUP BY c.begun_weeks_ago, w.week
+        c.weeks_ago,
+        c.cohort,
+        w.weeks_later,
+        COUNT(l.week) AS active,
+        ROUND(
+            100.0 * COUNT(l.week)
+            / NULLIF(FIRST_VALUE(COUNT(l.week)) OVER (PARTITION BY c.cohort ORDER BY w.weeks_later), 0), 2
+        ) AS active_pct
+    FROM cohorts AS c
+    CROSS JOIN LATERAL GENERATE_SERIES(0, LEAST(c.weeks_ago, 7)) AS w (weeks_later)
+    LEFT JOIN lifetimes AS l ON c.cohort = l.cohort AND c.cohort + 7 * w.weeks_later = l.week
+    GROUP BY c.weeks_ago, c.cohort, w.weeks_later
 )
 
 SELECT
-    DATE_TRUNC('week', NOW() AT TIME ZONE :'tz')::DATE - 7 * begun_weeks_ago AS cohort,
-    MAX(active) FILTER (WHERE week = 0) AS size,
-    MAX(active_pct) FILTER (WHERE week = 0) AS week_0,
-    MAX(active_pct) FILTER (WHERE week = 1) AS week_1,
-    MAX(active_pct) FILTER (WHERE week = 2) AS week_2,
-    MAX(active_pct) FILTER (WHERE week = 3) AS week_3,
-    MAX(active_pct) FILTER (WHERE week = 4) AS week_4,
-    MAX(active_pct) FILTER (WHERE week = 5) AS week_5,
-    MAX(active_pct) FILTER (WHERE week = 6) AS week_6,
-    MAX(active_pct) FILTER (WHERE week = 7) AS week_7
+    cohort,
+    MAX(active) FILTER (WHERE weeks_later = 0) AS conversations,
+    MAX(active_pct) FILTER (WHERE weeks_later = 0) AS week_0_pct,
+    MAX(active_pct) FILTER (WHERE weeks_later = 1) AS week_1_pct,
+    MAX(active_pct) FILTER (WHERE weeks_later = 2) AS week_2_pct,
+    MAX(active_pct) FILTER (WHERE weeks_later = 3) AS week_3_pct,
+    MAX(active_pct) FILTER (WHERE weeks_later = 4) AS week_4_pct,
+    MAX(active_pct) FILTER (WHERE weeks_later = 5) AS week_5_pct,
+    MAX(active_pct) FILTER (WHERE weeks_later = 6) AS week_6_pct,
+    MAX(active_pct) FILTER (WHERE weeks_later = 7) AS week_7_pct,
+    weeks_ago = 0 AS is_partial
 FROM shares
-GROUP BY begun_weeks_ago
+GROUP BY weeks_ago, cohort
 ORDER BY cohort;

@@ -1,18 +1,16 @@
--- Sessions and messages to expect on each day ahead: a linear trend with a weekday factor, and its error.
+-- Sessions and messages expected on each day ahead: a linear trend with a weekday pattern, and its uncertainty.
 --
 -- Purpose: resource planning
--- Param days (integer, default 90): how many complete UTC days to learn from, at most; the last is yesterday.
--- Param horizon (integer, default 30): how many days to look ahead; the first is tomorrow.
--- Returns: a row for each day ahead (UTC). sessions: how many will begin on it; messages: how many these will hold.
---     Both are fitted by least squares to the history, as a line in time plus a constant for each weekday.
---     s_low to s_high, m_low to m_high: the 95 percent prediction interval, into which a single new day falls 19
---     times in 20 if the days scatter normally and independently about the model. It is by Student's t with 8
---     degrees of freedom less than days, not by the normal quantile, because the scatter itself is estimated.
---     Nothing goes below 0. s_r2, m_r2: goodness of fit, R squared, the share (0 to 1) of the variation that
---     the model explains; NULL when every day was the same. history: how many days it learned from: whole days
---     since the first session, days without one too. Fewer than 28, four of each weekday, is too short to
---     tell: history says "12 of 28 days", and every number is NULL.
--- Reads: idx_session_stats_counters
+-- Param days (integer, default 90): number of complete days (UTC) to learn from, at most; the last one is yesterday.
+-- Param horizon (integer, default 30): number of days ahead; the first one is tomorrow.
+-- Returns: one row per day ahead (UTC).
+--     sessions, messages           expected on that day, never below 0
+--     …_low, …_high                95 percent prediction interval (Student's t, history_days - 8 degrees of freedom)
+--     …_r2                         share of the variance that the model explains, 0 to 1; NULL if all days are equal
+--     history_days                 complete days since the day of the first session, at most days, also those
+--                                  without sessions. Below 28, four of each weekday, every other number is NULL
+-- Model: least squares, a linear trend plus a constant per weekday.
+-- Reads: idx_session_stats_rollup, idx_session_stats_created_at
 --
 -- psql -v days=180 -v horizon=7 -f queries/growth_forecast.sql
 \if :{?days}
@@ -23,7 +21,7 @@
 \else
 \set horizon 30
 \endif
--- A day's x is its distance from today: -1 is yesterday, 1 tomorrow. The first session's own day is not whole.
+-- The day of the first session is left out, since it is not complete.
 WITH history AS (
     SELECT
         (NOW() AT TIME ZONE 'UTC')::DATE AS today,
@@ -33,22 +31,23 @@ WITH history AS (
 
 daily AS (
     SELECT
-        quarter_hour::DATE AS day,
+        bucket_start::DATE AS day,
         SUM(sessions) AS sessions,
         SUM(messages) AS messages
     FROM alicia_session_stats_quarter_hours
     WHERE
-        quarter_hour >= DATE_TRUNC('day', NOW() AT TIME ZONE 'UTC') - MAKE_INTERVAL(days => :'days'::INTEGER)
-        AND quarter_hour < DATE_TRUNC('day', NOW() AT TIME ZONE 'UTC')
-    GROUP BY quarter_hour::DATE
+        bucket_start >= DATE_TRUNC('day', NOW() AT TIME ZONE 'UTC') - MAKE_INTERVAL(days => :'days'::INTEGER)
+        AND bucket_start < DATE_TRUNC('day', NOW() AT TIME ZONE 'UTC')
+    GROUP BY bucket_start::DATE
 ),
 
+-- x is a day's distance from today: -1 is yesterday, 1 is tomorrow.
 observed AS (
     SELECT
         m.metric,
         x,
-        m.y,
-        EXTRACT(ISODOW FROM h.today + x) AS weekday
+        EXTRACT(ISODOW FROM h.today + x) AS weekday,
+        m.y
     FROM history AS h
     CROSS JOIN LATERAL GENERATE_SERIES(-h.days, -1) AS x
     LEFT JOIN daily AS d ON h.today + x = d.day
@@ -62,47 +61,38 @@ weekdays AS (
         metric,
         weekday,
         COUNT(*) AS days,
-        AVG(x) AS mean_x,
-        AVG(y) AS mean_y
+        REGR_AVGX(y, x) AS mean_x,
+        REGR_AVGY(y, x) AS mean_y,
+        REGR_SXX(y, x) AS sxx,
+        REGR_SXY(y, x) AS sxy,
+        REGR_SYY(y, x) AS syy
     FROM observed
     GROUP BY metric, weekday
 ),
 
--- Least squares with a constant for each weekday is a line through what is left of x and y without their
--- weekday's mean (Frisch, Waugh and Lovell): no matrix to invert.
-sums AS (
+-- With a constant per weekday, the sums of squares about the weekdays' means add up to those of the trend.
+models AS (
     SELECT
-        o.metric,
-        COUNT(*) - 8 AS df,
-        SUM((o.x - w.mean_x) * (o.x - w.mean_x)) AS sxx,
-        SUM((o.x - w.mean_x) * (o.y - w.mean_y)) AS sxy,
-        SUM((o.y - w.mean_y) * (o.y - w.mean_y)) AS syy,
-        VAR_POP(o.y) * COUNT(*) AS total
-    FROM observed AS o
-    INNER JOIN weekdays AS w ON o.metric = w.metric AND o.weekday = w.weekday
-    GROUP BY o.metric
-    HAVING COUNT(*) >= 28
-),
-
-trends AS (
-    SELECT
-        metric,
-        sxx,
-        sxy / sxx AS slope,
-        unexplained / df AS variance,
-        1 - unexplained / NULLIF(total, 0) AS r2,
-        -- Student's t at 0.975, by the series of Cornish and Fisher: from 20 degrees of freedom on, 3e-7 off at most.
-        1.95996398 + (2.37227123 + (2.82249862 + (2.55584968 + 1.58953405 / df) / df) / df) / df AS t
-    FROM sums
-    -- Rounding must not make it less than nothing or more than all.
-    CROSS JOIN LATERAL (SELECT LEAST(GREATEST(syy - sxy * sxy / sxx, 0), total) AS unexplained) AS u
+        w.metric,
+        SUM(w.days)::FLOAT8 - 8 AS df,
+        SUM(w.sxx) AS sxx,
+        SUM(w.sxy) / SUM(w.sxx) AS slope,
+        GREATEST(SUM(w.syy) - SUM(w.sxy) * SUM(w.sxy) / SUM(w.sxx), 0) AS unexplained,
+        (
+            SELECT REGR_SYY(o.y, o.x)
+            FROM observed AS o
+            WHERE o.metric = w.metric
+        ) AS total
+    FROM weekdays AS w
+    GROUP BY w.metric
+    HAVING SUM(w.days) >= 28
 ),
 
 ahead AS (
     SELECT
         x,
         today + x AS day,
-        days || CASE WHEN days < 28 THEN ' of 28' ELSE '' END || ' days' AS history
+        days AS history_days
     FROM history
     CROSS JOIN GENERATE_SERIES(1, :'horizon'::INTEGER) AS x
 ),
@@ -110,33 +100,37 @@ ahead AS (
 forecast AS (
     SELECT
         a.day,
-        t.metric,
-        ROUND(t.r2, 9) AS r2,
-        -- Nine decimals are more than any history can tell; exact arithmetic would go on to a hundred.
-        ROUND(GREATEST(f.expected, 0), 9) AS expected,
-        ROUND(GREATEST(f.expected - f.margin, 0), 9) AS low,
-        ROUND(GREATEST(f.expected + f.margin, 0), 9) AS high
+        m.metric,
+        ROUND(GREATEST(f.expected, 0)::NUMERIC, 1) AS expected,
+        ROUND(GREATEST(f.expected - f.margin, 0)::NUMERIC, 1) AS low,
+        ROUND(GREATEST(f.expected + f.margin, 0)::NUMERIC, 1) AS high,
+        ROUND((1 - LEAST(m.unexplained, m.total) / NULLIF(m.total, 0))::NUMERIC, 3) AS r2
     FROM ahead AS a
     INNER JOIN weekdays AS w ON EXTRACT(ISODOW FROM a.day) = w.weekday
-    INNER JOIN trends AS t ON w.metric = t.metric
+    INNER JOIN models AS m ON w.metric = m.metric
+    -- The 0.975 quantile of Student's t, by the Cornish-Fisher expansion: from 20 degrees of freedom, 3e-7 off at most.
     CROSS JOIN LATERAL (
         SELECT
-            w.mean_y + t.slope * (a.x - w.mean_x) AS expected,
-            t.t * SQRT(t.variance * (1 + 1.0 / w.days + (a.x - w.mean_x) * (a.x - w.mean_x) / t.sxx)) AS margin
+            1.95996398 + (2.37227123 + (2.82249862 + (2.55584968 + 1.58953405 / m.df) / m.df) / m.df) / m.df AS t
+    ) AS q
+    CROSS JOIN LATERAL (
+        SELECT
+            w.mean_y + m.slope * (a.x - w.mean_x) AS expected,
+            q.t * SQRT(m.unexplained / m.df * (1 + 1.0 / w.days + POWER(a.x - w.mean_x, 2) / m.sxx)) AS margin
     ) AS f
 )
 
 SELECT
     a.day,
     s.expected AS sessions,
-    s.low AS s_low,
-    s.high AS s_high,
-    s.r2 AS s_r2,
+    s.low AS sessions_low,
+    s.high AS sessions_high,
+    s.r2 AS sessions_r2,
     m.expected AS messages,
-    m.low AS m_low,
-    m.high AS m_high,
-    m.r2 AS m_r2,
-    a.history
+    m.low AS messages_low,
+    m.high AS messages_high,
+    m.r2 AS messages_r2,
+    a.history_days
 FROM ahead AS a
 LEFT JOIN forecast AS s ON a.day = s.day AND s.metric = 'sessions'
 LEFT JOIN forecast AS m ON a.day = m.day AND m.metric = 'messages'

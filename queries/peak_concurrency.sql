@@ -1,17 +1,16 @@
--- The most sessions alive at one instant of every calendar day, and when.
+-- The most sessions open at one instant of every calendar day, and when.
 --
 -- Purpose: resource planning
--- Param days (integer, default 14): how many calendar days, today included.
--- Param tz (text, default UTC): the time zone whose days they are, an IANA name such as Europe/Berlin.
--- Returns: a row for each day, oldest first. A session is alive from its start up to, not including, its end,
---     so one of zero length never is, and one that ends as another starts does not add to it. It counts in
---     every day that it reaches, also when it began before the first. peak_sessions: 0 when nobody was alive.
---     peak_at: the first instant of the day with that many, in tz: midnight when they were alive as the day
---     began, NULL when nobody was. A day runs from midnight up to, not including, the next midnight in tz;
---     today still grows. bar: 20 blocks for the highest peak, at least one for any; NULL when there is none.
---     The index finds the sessions that can reach the window. How far back these begin is known from the
---     longest of the older ones, and to find that reads all older rows once: this grows with the table, unless
---     it has an index on session_duration_seconds, which the package does not make.
+-- Param days (integer, default 14): number of calendar days, today included.
+-- Param tz (text, default UTC): time zone of the days, an IANA name such as Europe/Berlin.
+-- Returns: one row per day, oldest first. A session is open from its start up to, not including, its end.
+--     peak_sessions                the most sessions open at one instant, also those that began on an earlier day;
+--                                  a session of 0 seconds is never open
+--     peak_at                      first instant of the day with that many, in tz: midnight when they were open as
+--                                  the day began, NULL when peak_sessions is 0
+--     is_partial                   true for today, which is not over
+--     bar                          peak_sessions, as a bar of at most 20 blocks; NULL when all are 0
+-- Cost: reads every session before the window for the longest one, unless session_duration_seconds has an index.
 -- Reads: idx_session_stats_created_at
 --
 -- psql -v days=7 -v tz=Asia/Kathmandu -f queries/peak_concurrency.sql
@@ -24,13 +23,16 @@
 \set tz UTC
 \endif
 WITH days AS (
-    SELECT (NOW() AT TIME ZONE :'tz')::DATE - days_ago AS day
-    FROM GENERATE_SERIES(0, :'days'::INTEGER - 1) AS d (days_ago)
+    SELECT
+        days_ago,
+        (NOW() AT TIME ZONE :'tz')::DATE - days_ago AS day
+    FROM GENERATE_SERIES(0, :'days'::INTEGER - 1) AS days_ago
 ),
 
--- From here on, the window is a day longer on both sides than what is shown: so it holds every zone's days.
+-- Up to sessions, the window is a day longer at both ends than what is shown, so that it contains the days of every
+-- time zone.
 longest AS (
-    SELECT MAKE_INTERVAL(secs => COALESCE(MAX(session_duration_seconds), 0)) AS lasted
+    SELECT MAKE_INTERVAL(secs => COALESCE(MAX(session_duration_seconds), 0)) AS duration
     FROM alicia_session_stats
     WHERE created_at < NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days'::INTEGER + 1)
 ),
@@ -41,9 +43,9 @@ sessions AS (
         created_at + MAKE_INTERVAL(secs => session_duration_seconds) AS ended_at
     FROM alicia_session_stats
     WHERE
-        created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days'::INTEGER + 1) - (SELECT lasted FROM longest)
+        created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days'::INTEGER + 1) - (SELECT duration FROM longest)
         AND created_at < NOW() AT TIME ZONE 'UTC' + INTERVAL '2 days'
-        -- One long session far back makes the range long; what has ended before the window need not be sorted.
+        -- One long session makes the index range long; those that ended before the window need not be sorted.
         AND created_at + MAKE_INTERVAL(secs => session_duration_seconds)
         > NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days'::INTEGER + 1)
 ),
@@ -59,8 +61,8 @@ changes AS (
         -1
     FROM sessions
     UNION ALL
-    -- Nothing changes at midnight, but whoever is alive then counts in the day that begins. Where clocks go back
-    -- over midnight, it begins an hour before the midnight that AT TIME ZONE knows.
+    -- Midnight, so that the sessions open then count in the day that begins. Where clocks go back over midnight, the
+    -- day begins an hour before the midnight that AT TIME ZONE chooses: hence both.
     SELECT
         (d.day::TIMESTAMP AT TIME ZONE :'tz') AT TIME ZONE 'UTC' - MAKE_INTERVAL(hours => h.hours),
         0
@@ -68,31 +70,32 @@ changes AS (
     CROSS JOIN (VALUES (0), (1)) AS h (hours)
 ),
 
--- The running sum takes all changes of an instant together: who ends is gone before who starts is there, and
--- who does both at once never is.
-moments AS (
+-- The default frame of the window (RANGE) adds all changes of an instant at once, so that a session that ends as
+-- another one starts does not overlap it.
+instants AS (
     SELECT
         changed_at,
         (changed_at AT TIME ZONE 'UTC') AT TIME ZONE :'tz' AS local_at,
-        SUM(change) OVER (ORDER BY changed_at) AS alive
+        SUM(change) OVER (ORDER BY changed_at) AS open_sessions
     FROM changes
 ),
 
 peaks AS (
     SELECT DISTINCT ON (local_at::DATE)
         local_at::DATE AS day,
-        alive AS sessions,
-        local_at AS peak_at
-    FROM moments
-    WHERE alive > 0
-    ORDER BY local_at::DATE ASC, alive DESC, changed_at ASC
+        open_sessions,
+        local_at
+    FROM instants
+    WHERE open_sessions > 0
+    ORDER BY local_at::DATE ASC, open_sessions DESC, changed_at ASC
 )
 
 SELECT
     d.day,
-    COALESCE(p.sessions, 0) AS peak_sessions,
-    p.peak_at,
-    REPEAT('█', CEIL(20.0 * COALESCE(p.sessions, 0) / MAX(p.sessions) OVER ())::INTEGER) AS bar
+    COALESCE(p.open_sessions, 0) AS peak_sessions,
+    p.local_at AS peak_at,
+    d.days_ago = 0 AS is_partial,
+    REPEAT('█', CEIL(20.0 * COALESCE(p.open_sessions, 0) / MAX(p.open_sessions) OVER ())::INTEGER) AS bar
 FROM days AS d
 LEFT JOIN peaks AS p ON d.day = p.day
 ORDER BY d.day;

@@ -1,28 +1,28 @@
--- Compute sessions from the host's messages, and bring alicia_session_stats in line with them.
+-- Compute sessions from the application's messages, and bring the rebuilt rows of alicia_session_stats in line.
 --
 -- Purpose: operations
 -- Mode: writes
--- Param gap_minutes (integer, default 30): messages of a conversation further apart than this are in different
---     sessions; exactly this far apart, they are in the same.
--- Param since_days (integer, default 36500): look only at conversations with a message sent or deleted, or a session
---     begun, in so many days of 24 hours. Each is computed whole, so that no session is cut. A century is all.
--- Returns: one row of counts of sessions. inserted: new. updated: counted or lasting otherwise than before. deleted:
---     made by an earlier rebuild, and no longer in the messages, since a late one joined two, or it was deleted.
---     unchanged: as they should be, and not written. orphaned: left out, since alicia_conversations lacks their
---     conversation. A session starts at its first message and lasts to its last, in whole seconds; it counts its
---     messages, the tool uses of these, and the distinct memories retrieved for these. Soft-deleted rows, those
---     with a deleted_at, do not count. Times are UTC.
+-- Param gap_minutes (integer, default 30): a session ends when its conversation's next message is more than this many
+--     minutes later.
+-- Param since_days (integer, default 36500): rebuild only conversations with a message sent or deleted, or a session
+--     begun, in the last so many days of 24 hours. Such a conversation is rebuilt whole, so that no session is cut.
+-- Returns: one row.
+--     inserted                     sessions that were not in the table
+--     updated                      sessions whose counts or duration differed
+--     deleted                      sessions of an earlier rebuild that the messages no longer have
+--     unchanged                    sessions that were right, and were not written
+--     orphaned                     sessions left out, because alicia_conversations lacks their conversation
+-- Model: a session starts at its first message and ends at its last. It counts its messages, the tool uses of these and
+--     the distinct memories used for these. Rows with a deleted_at do not count. Times are UTC.
 -- Reads: idx_session_stats_created_at, idx_session_stats_conversation, alicia_session_stats_pkey
 --
--- The host's tables, with timestamps without time zone in UTC: alicia_messages (id, conversation_id, created_at,
--- deleted_at), alicia_tool_uses (id, message_id, created_at, deleted_at) and alicia_memory_used (id, conversation_id,
--- message_id, memory_id, created_at, deleted_at).
+-- The application's tables: alicia_messages (id, conversation_id, created_at, deleted_at), alicia_tool_uses (message_id,
+-- deleted_at) and alicia_memory_used (message_id, memory_id, deleted_at). Their times are TIMESTAMP in UTC.
 --
--- A rebuilt row is told by its id: ass_ and 22 characters of the SHA-256 of its own conversation_id and created_at.
--- So the same messages always give the same ids, and no other row is ever touched: the id that the application's
--- own row drew is random, not the hash of the row. When the application changes the counts of a rebuilt row, the
--- next rebuild puts them right; when it changes the conversation or the start, the row is its own from then on, and
--- that session is not made again. A session that is both recorded and rebuilt stands in two rows: do one or the other.
+-- The id of a rebuilt row is ass_ and 22 characters of the SHA-256 of its conversation_id and created_at. So the same
+-- messages always give the same ids, and a row counts as rebuilt only while its id is the hash of its own conversation
+-- and start. No other row is written. The next rebuild overwrites changed counts of a rebuilt row. A session that is
+-- both recorded and rebuilt has two rows: do one or the other.
 --
 -- psql -v gap_minutes=60 -v since_days=7 -f queries/rebuild_sessions.sql
 \if :{?gap_minutes}
@@ -33,15 +33,15 @@
 \else
 \set since_days 36500
 \endif
-WITH alone AS (
-    -- Two rebuilds that write the same rows in different orders would stop each other. So the second waits for the
-    -- first to end; what it then cannot see, being begun before, the next one mends.
+WITH locked AS (
+    -- One rebuild at a time: two that write the same rows in different orders would deadlock. The second one waits for
+    -- the first. Its snapshot is older than the wait, so it may miss messages; the next rebuild finds them.
     SELECT PG_ADVISORY_XACT_LOCK(HASHTEXT('rebuild_sessions'), 'alicia_session_stats'::REGCLASS::OID::INTEGER)
 ),
 
-looked_at AS (
+conversations AS (
     SELECT m.conversation_id
-    FROM alone
+    FROM locked
     CROSS JOIN alicia_messages AS m
     WHERE
         m.created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'since_days')
@@ -57,23 +57,25 @@ spaced_messages AS (
         m.id,
         m.conversation_id,
         m.created_at,
-        COALESCE(m.created_at > LAG(m.created_at) OVER conversation + MAKE_INTERVAL(mins => :'gap_minutes'), TRUE) AS opens
+        COALESCE(
+            m.created_at > LAG(m.created_at) OVER conversation + MAKE_INTERVAL(mins => :'gap_minutes'), TRUE
+        ) AS starts_session
     FROM alicia_messages AS m
-    WHERE m.deleted_at IS NULL AND m.conversation_id IN (SELECT conversation_id FROM looked_at)
+    WHERE m.deleted_at IS NULL AND m.conversation_id IN (SELECT conversation_id FROM conversations)
     WINDOW conversation AS (PARTITION BY m.conversation_id ORDER BY m.created_at)
 ),
 
--- A message is in the session that opened last. Messages of the same instant are peers, and so together.
+-- A message belongs to the session that started last. Messages of the same instant are peers, so they stay together.
 messages AS (
     SELECT
         id,
         conversation_id,
         created_at,
-        MAX(created_at) FILTER (WHERE opens) OVER (PARTITION BY conversation_id ORDER BY created_at) AS started_at
+        MAX(created_at) FILTER (WHERE starts_session) OVER (PARTITION BY conversation_id ORDER BY created_at) AS started_at
     FROM spaced_messages
 ),
 
--- What there is to add up, in one list.
+-- One row for each thing to count.
 events (conversation_id, started_at, last_at, messages, tool_calls, memories) AS (
     SELECT conversation_id, started_at, created_at, 1, 0, 0
     FROM messages
@@ -91,14 +93,14 @@ events (conversation_id, started_at, last_at, messages, tool_calls, memories) AS
         WHERE u.deleted_at IS NULL AND u.memory_id IS NOT NULL
     ) AS retrieved
     UNION ALL
-    -- The sessions in the table, with nothing: where nothing is added to it, the messages know no such session. By
-    -- BETWEEN, since with = the planner reads the whole table each time where outdated statistics know few conversations.
-    SELECT l.conversation_id, started_at, NULL, 0, 0, 0
-    FROM looked_at AS l
+    -- Existing sessions with zero counts, so that those that vanished are deleted. BETWEEN, because with = and outdated
+    -- statistics the planner may read the whole table for each conversation.
+    SELECT c.conversation_id, started_at, NULL, 0, 0, 0
+    FROM conversations AS c
     CROSS JOIN LATERAL UNNEST((
         SELECT ARRAY_AGG(s.created_at)
         FROM alicia_session_stats AS s
-        WHERE s.conversation_id BETWEEN l.conversation_id AND l.conversation_id
+        WHERE s.conversation_id BETWEEN c.conversation_id AND c.conversation_id
     )) AS started_at
 ),
 
@@ -120,8 +122,8 @@ sessions AS (
 compared AS (
     SELECT
         n.*,
-        -- NULL where there is no such row. A subquery looks each one up by its key; a join that trusts outdated
-        -- statistics may compare every session with every other. For the same reason, no join below.
+        -- NULL where there is no such row. A subquery looks each row up by its key. A join, here or below, may compare
+        -- every session with every other when the statistics are outdated.
         (
             SELECT
                 CASE
@@ -156,13 +158,13 @@ inserted AS (
         NOW() AT TIME ZONE 'UTC'
     FROM compared
     WHERE differs IS NULL AND message_count > 0 AND has_conversation
-    -- In order of time, as if they had been recorded.
+    -- In the order in which recording would have inserted them.
     ORDER BY started_at, id
     ON CONFLICT (id) DO NOTHING
     RETURNING id
 ),
 
--- By ON CONFLICT, which finds each row by its key, and looks once more whether it still is the rebuild's own.
+-- ON CONFLICT finds each row by its key, and its WHERE skips a row that is no longer a rebuilt one.
 updated AS (
     INSERT INTO alicia_session_stats AS s (
         id, conversation_id, message_count, tool_call_count, memories_used, session_duration_seconds, created_at, updated_at

@@ -5,11 +5,11 @@
 -- Param session_id (text): the session's id, as start_session returned it.
 -- Param messages (integer, default 0): messages to add.
 -- Param tool_calls (integer, default 0): tool calls to add.
--- Param memories (integer, default 0): memories to add, those that the session had not retrieved before.
+-- Param memories (integer, default 0): memories to add: those that the session has not retrieved before.
 -- Param seconds (integer, default 0): seconds to add to the duration.
--- Returns: the row as it is now, with every column of the table. Adding is atomic: of writers at the same time
---     none overwrites another. A session that does not exist, and a count beyond the INTEGER maximum, is an
---     error, and nothing changes.
+-- Returns: one row, the session with every column of the table as it is now. Concurrent calls add up.
+--     A session that does not exist is an error (SQLSTATE 23503), as a missing conversation is in start_session.
+--     A sum beyond the INTEGER maximum is an error (SQLSTATE 22003), and nothing is changed.
 -- Reads: alicia_session_stats_pkey
 --
 -- psql -v session_id=ass_xxx -v messages=2 -v seconds=40 -f queries/record_activity.sql
@@ -37,27 +37,19 @@ WITH recorded AS (
         memories_used = memories_used + :'memories',
         session_duration_seconds = session_duration_seconds + :'seconds'
     WHERE id = :'session_id'
-    RETURNING
-        id,
-        conversation_id,
-        message_count,
-        tool_call_count,
-        memories_used,
-        session_duration_seconds,
-        created_at,
-        updated_at
+    RETURNING *
 )
 
 SELECT
-    -- To SQL, an UPDATE of no row is no error. PARSE_IDENT refuses what is more than one word, and quotes it; CONCAT
-    -- is there to keep the planner, which tries what is constant, from trying it.
-    COALESCE(recorded.id, (PARSE_IDENT(CONCAT('no session ', asked.session_id)))[1]) AS id,
-    recorded.conversation_id,
-    recorded.message_count,
-    recorded.tool_call_count,
-    recorded.memories_used,
-    recorded.session_duration_seconds,
-    recorded.created_at,
-    recorded.updated_at
+    COALESCE(
+        r.id, alicia_session_stats_raise('23503', 'session ' || asked.session_id || ' does not exist')
+    ) AS id,
+    r.conversation_id,
+    r.message_count,
+    r.tool_call_count,
+    r.memories_used,
+    r.session_duration_seconds,
+    r.created_at,
+    r.updated_at
 FROM (VALUES (:'session_id')) AS asked (session_id)
-LEFT JOIN recorded ON asked.session_id = recorded.id;
+LEFT JOIN recorded AS r ON asked.session_id = r.id;

@@ -1,12 +1,13 @@
--- How long sessions last: the sessions of a trailing window, by length, from zero to over an hour.
+-- Sessions by duration, from zero to an hour and more, over a trailing window.
 --
 -- Purpose: user engagement
 -- Param days (integer, default 30): length of the window, in days of 24 hours, that ends now.
--- Returns: a row for each length, shortest first, lengths that no session has too. A session belongs to the
---     last row whose from_seconds it reaches: one of exactly 60 s is in "1 to 3 min". share_pct: of the window's
---     sessions. running_pct: the share of this row and all shorter ones. Both are NULL when the window holds
---     no session. bar: sessions, 20 blocks for the commonest length, and at least one for any session. A session
---     begun exactly that many days ago is inside the window, one that begins at this instant is not.
+-- Returns: one row per range of durations, shortest first, also for a range without sessions.
+--     length, from_seconds         the range: from from_seconds up to, not including, the next row's
+--     sessions                     sessions of that duration that begin in the window
+--     share_pct                    percent of the window's sessions; NULL when there is none
+--     cumulative_pct               share_pct of this row and all rows before it
+--     bar                          sessions, as a bar of at most 20 blocks; NULL when there is none
 -- Reads: idx_session_stats_created_at
 --
 -- psql -v days=7 -f queries/session_length_distribution.sql
@@ -14,51 +15,37 @@
 \else
 \set days 30
 \endif
-WITH buckets (from_seconds, length) AS (
+WITH ranges (number, from_seconds, length) AS (
     VALUES
-    (0, '0 s'),
-    (1, 'under 10 s'),
-    (10, '10 to 30 s'),
-    (30, '30 to 60 s'),
-    (60, '1 to 3 min'),
-    (180, '3 to 10 min'),
-    (600, '10 to 30 min'),
-    (1800, '30 to 60 min'),
-    (3600, '1 h or more')
+    (1, 0, '0 s'),
+    (2, 1, 'under 10 s'),
+    (3, 10, '10 to 30 s'),
+    (4, 30, '30 to 60 s'),
+    (5, 60, '1 to 3 min'),
+    (6, 180, '3 to 10 min'),
+    (7, 600, '10 to 30 min'),
+    (8, 1800, '30 to 60 min'),
+    (9, 3600, '1 h or more')
 ),
 
-edges AS (
-    SELECT ARRAY_AGG(from_seconds ORDER BY from_seconds) AS seconds
-    FROM buckets
-),
-
-lengths AS (
+counts AS (
     SELECT
-        e.seconds[WIDTH_BUCKET(s.session_duration_seconds, e.seconds)] AS from_seconds,
+        WIDTH_BUCKET(session_duration_seconds, (SELECT ARRAY_AGG(from_seconds ORDER BY number) FROM ranges)) AS number,
         COUNT(*) AS sessions
-    FROM alicia_session_stats AS s
-    CROSS JOIN edges AS e
+    FROM alicia_session_stats
     WHERE
-        s.created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
-        AND s.created_at < NOW() AT TIME ZONE 'UTC'
-    GROUP BY e.seconds[WIDTH_BUCKET(s.session_duration_seconds, e.seconds)]
-),
-
-counted AS (
-    SELECT
-        b.length,
-        b.from_seconds,
-        COALESCE(l.sessions, 0) AS sessions
-    FROM buckets AS b
-    LEFT JOIN lengths AS l ON b.from_seconds = l.from_seconds
+        created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
+        AND created_at < NOW() AT TIME ZONE 'UTC'
+    GROUP BY number
 )
 
 SELECT
-    length,
-    from_seconds,
-    sessions,
-    100.0 * sessions / NULLIF(SUM(sessions) OVER (), 0) AS share_pct,
-    100.0 * SUM(sessions) OVER (ORDER BY from_seconds) / NULLIF(SUM(sessions) OVER (), 0) AS running_pct,
-    REPEAT('█', CEIL(20.0 * sessions / NULLIF(MAX(sessions) OVER (), 0))::INTEGER) AS bar
-FROM counted
-ORDER BY from_seconds;
+    r.length,
+    r.from_seconds,
+    COALESCE(c.sessions, 0) AS sessions,
+    ROUND(100.0 * COALESCE(c.sessions, 0) / SUM(c.sessions) OVER (), 2) AS share_pct,
+    ROUND(100.0 * COALESCE(SUM(c.sessions) OVER (ORDER BY r.number), 0) / SUM(c.sessions) OVER (), 2) AS cumulative_pct,
+    REPEAT('█', CEIL(20.0 * COALESCE(c.sessions, 0) / MAX(c.sessions) OVER ())::INTEGER) AS bar
+FROM ranges AS r
+LEFT JOIN counts AS c ON r.number = c.number
+ORDER BY r.number;

@@ -1,11 +1,12 @@
--- Mean, percentiles and maximum of messages, tool calls, memories and duration, over a trailing window.
+-- Mean, percentiles and maximum of messages, tool calls, memories and seconds per session, over a trailing window.
 --
 -- Purpose: performance monitoring
 -- Param days (integer, default 30): length of the window, in days of 24 hours, that ends now.
--- Returns: a row for each metric of a session. sessions: those of the window, the same in every row. mean, p50 to
---     p99 and max: of all of them, zeros included; half of the sessions, 90, 95 and 99 percent do not exceed
---     the percentile, which lies between neighbours (PERCENTILE_CONT). They are NULL when there is no session.
---     A session begun exactly that many days ago is inside the window, one that begins at this instant is not.
+-- Returns: one row per metric.
+--     metric                       messages, tool_calls, memories, seconds: each of a single session
+--     sessions                     sessions that begin in the window, the same in every row
+--     mean, p50, …, p99, max       over all of these, zeros included; NULL when there is no session. Percentiles are
+--                                  interpolated (PERCENTILE_CONT)
 -- Reads: idx_session_stats_created_at
 --
 -- psql -v days=7 -f queries/session_percentiles.sql
@@ -15,12 +16,16 @@
 \endif
 WITH measured AS (
     SELECT
-        m.position,
+        m.metric,
         m.value
     FROM alicia_session_stats AS s
     CROSS JOIN LATERAL (
-        VALUES (1, s.message_count), (2, s.tool_call_count), (3, s.memories_used), (4, s.session_duration_seconds)
-    ) AS m (position, value)
+        VALUES
+        ('messages', s.message_count),
+        ('tool_calls', s.tool_call_count),
+        ('memories', s.memories_used),
+        ('seconds', s.session_duration_seconds)
+    ) AS m (metric, value)
     WHERE
         s.created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
         AND s.created_at < NOW() AT TIME ZONE 'UTC'
@@ -29,13 +34,13 @@ WITH measured AS (
 SELECT
     n.metric,
     COUNT(m.value) AS sessions,
-    AVG(m.value) AS mean,
-    PERCENTILE_CONT(0.5) WITHIN GROUP (ORDER BY m.value)::NUMERIC AS p50,
-    PERCENTILE_CONT(0.9) WITHIN GROUP (ORDER BY m.value)::NUMERIC AS p90,
-    PERCENTILE_CONT(0.95) WITHIN GROUP (ORDER BY m.value)::NUMERIC AS p95,
-    PERCENTILE_CONT(0.99) WITHIN GROUP (ORDER BY m.value)::NUMERIC AS p99,
+    ROUND(AVG(m.value), 2) AS mean,
+    ROUND(PERCENTILE_CONT(0.5) WITHIN GROUP (ORDER BY m.value)::NUMERIC, 2) AS p50,
+    ROUND(PERCENTILE_CONT(0.9) WITHIN GROUP (ORDER BY m.value)::NUMERIC, 2) AS p90,
+    ROUND(PERCENTILE_CONT(0.95) WITHIN GROUP (ORDER BY m.value)::NUMERIC, 2) AS p95,
+    ROUND(PERCENTILE_CONT(0.99) WITHIN GROUP (ORDER BY m.value)::NUMERIC, 2) AS p99,
     MAX(m.value) AS max
-FROM (VALUES (1, 'messages'), (2, 'tool_calls'), (3, 'memories'), (4, 'duration_seconds')) AS n (position, metric)
-LEFT JOIN measured AS m ON n.position = m.position
+FROM (VALUES (1, 'messages'), (2, 'tool_calls'), (3, 'memories'), (4, 'seconds')) AS n (position, metric)
+LEFT JOIN measured AS m ON n.metric = m.metric
 GROUP BY n.position, n.metric
 ORDER BY n.position;

@@ -2,7 +2,7 @@
 --
 -- Purpose: usage analytics
 -- Param conversation_id (text): the conversation's id, as in alicia_conversations.
--- Returns: a row for each session; no row when the conversation has none, or does not exist.
+-- Returns: one row per session; none when the conversation has no session, or does not exist.
 -- Reads: idx_session_stats_conversation
 --
 -- psql -v conversation_id=ac_xxx -f queries/session_stats.sql

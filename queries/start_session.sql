@@ -1,10 +1,10 @@
--- Start a session of a conversation now, with nothing in it yet.
+-- Start a session of a conversation now, with every count at 0.
 --
 -- Purpose: operations
 -- Mode: writes
 -- Param conversation_id (text): the conversation's id, as in alicia_conversations.
--- Returns: the new row, with every column of the table. Its counts are 0; created_at and updated_at are the
---     time in UTC, whatever the session's TimeZone. A conversation that does not exist is an error.
+-- Returns: one row, the new session with every column of the table; created_at and updated_at are in UTC.
+--     A conversation that does not exist is an error (SQLSTATE 23503).
 -- Reads: no index
 --
 -- psql -v conversation_id=ac_xxx -f queries/start_session.sql

@@ -1,0 +1,43 @@
+-- Stamp updated_at whenever a session's row really changes.
+--
+-- Why: readers of updated_at must see every change. The stamp strictly advances, also twice in one transaction
+--      (NOW() stands still there). It is UTC whatever the session's TimeZone, and replaces what the statement wrote.
+--      A trigger of the application's that keeps updated_at is left as it is.
+-- Locks: SHARE ROW EXCLUSIVE on alicia_session_stats for an instant: writers wait, readers do not.
+-- Rollback: drops the trigger and its function. updated_at keeps its last values.
+SET LOCAL lock_timeout = '500ms';
+
+DO $migration$
+BEGIN
+    IF NOT EXISTS (SELECT FROM alicia_session_stats_misfits() AS m WHERE m.object LIKE 'TRIGGER %') THEN
+        RETURN;
+    END IF;
+
+    IF TO_REGPROCEDURE('update_session_stats_updated_at()') IS NULL THEN
+        CREATE FUNCTION update_session_stats_updated_at() RETURNS TRIGGER
+        LANGUAGE plpgsql
+        -- No function or operator of another schema can take the place of these.
+        SET search_path = pg_catalog, pg_temp
+        AS $function$
+        BEGIN
+            NEW.updated_at := GREATEST(CLOCK_TIMESTAMP() AT TIME ZONE 'UTC', OLD.updated_at + INTERVAL '1 microsecond');
+            RETURN NEW;
+        END
+        $function$;
+
+        COMMENT ON FUNCTION update_session_stats_updated_at() IS
+        'Trigger function: stamps updated_at with the UTC time, always later than before';
+        PERFORM alicia_session_stats_own('FUNCTION update_session_stats_updated_at()');
+    END IF;
+
+    -- An UPDATE that changes nothing is not a modification.
+    CREATE TRIGGER update_session_stats_updated_at
+    BEFORE UPDATE ON alicia_session_stats
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+    EXECUTE FUNCTION update_session_stats_updated_at();
+
+    COMMENT ON TRIGGER update_session_stats_updated_at ON alicia_session_stats IS
+    'Stamps updated_at when a row really changes';
+    PERFORM alicia_session_stats_own('TRIGGER update_session_stats_updated_at ON alicia_session_stats');
+END
+$migration$;

@@ -1,0 +1,5 @@
+-- Take nothing back: a validated constraint goes with the migration that added it.
+--
+-- Why: PostgreSQL cannot undo VALIDATE CONSTRAINT, and no user needs it.
+-- Locks: none.
+-- Rollback: nothing is lost.

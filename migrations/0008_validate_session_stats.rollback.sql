@@ -1,5 +1,0 @@
--- Nothing to take back: a constraint that was validated goes with the migration that added it.
---
--- Why: there is no un-VALIDATE, and nobody needs one.
--- Locks: none.
--- Rollback: nothing is lost.

@@ -1,0 +1,386 @@
+-- Keep the rollup up to date from triggers on alicia_session_stats.
+--
+-- Why: averages and trends must cost the same at a thousand sessions and at a billion, and be exact in the writer's own
+--      transaction, without a scheduled job.
+-- How: a bucket (15 minutes) has a row for each writer that needed one at the same time. A writer takes the first slot
+--      whose advisory lock is free (PG_TRY_ADVISORY_XACT_LOCK, so it never waits) and adds to the slot's row. A row that
+--      has had 200 versions is replaced by a new one, and the first slot's new row also takes in the rows of the others.
+--      Readers sum all rows of a bucket.
+--      A session with as many messages as the cutoff is also inserted into the top candidates. Readers ignore stale
+--      candidates. One such write in fifty raises the cutoff and deletes what is below it.
+--      docs/design.md draws this and lists the invariants.
+-- Locks: SHARE ROW EXCLUSIVE on alicia_session_stats for an instant: writers wait, readers do not.
+-- Rollback: drops the triggers and functions. No session is lost.
+SET LOCAL lock_timeout = '500ms';
+
+-- The bucket of a session: the quarter of an hour in which it starts.
+CREATE OR REPLACE FUNCTION alicia_session_stats_bucket(created_at TIMESTAMP) RETURNS TIMESTAMP
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $function$
+SELECT DATE_BIN(INTERVAL '15 minutes', created_at, TIMESTAMP '2000-01-01')
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_bucket(TIMESTAMP) IS
+'Private: the start of the quarter of an hour that holds a time';
+
+CREATE OR REPLACE FUNCTION alicia_session_stats_add(
+    bucket TIMESTAMP, more_sessions BIGINT, more_messages BIGINT, more_tool_calls BIGINT, more_memories BIGINT,
+    more_seconds BIGINT, in_snapshot BOOLEAN
+) RETURNS INTEGER
+LANGUAGE plpgsql
+AS $function$
+DECLARE
+    lock_class CONSTANT INTEGER := 1634494819;
+    -- Few lock buckets, so that a transaction that writes to every bucket of a year does not exhaust the lock table.
+    lock_bucket CONSTANT INTEGER := TIMESTAMP_HASH(bucket) & 255;
+    no_slot CONSTANT INTEGER := 2147483647;
+    max_versions CONSTANT INTEGER := 200;
+    slot INTEGER := 0;
+    cutoff INTEGER;
+BEGIN
+    -- Under REPEATABLE READ, changing a row that changed concurrently would fail: insert a row to be merged. The cutoff
+    -- may have changed since the snapshot too.
+    IF in_snapshot THEN
+        BEGIN
+            PERFORM alicia_session_stats_add(
+                bucket, more_sessions, more_messages, more_tool_calls, more_memories, more_seconds, in_snapshot => FALSE
+            );
+        EXCEPTION WHEN serialization_failure THEN
+            INSERT INTO alicia_session_stats_rollup
+            VALUES (
+                bucket, no_slot, CLOCK_TIMESTAMP() AT TIME ZONE 'UTC', NULL,
+                more_sessions, more_messages, more_tool_calls, more_memories, more_seconds
+            );
+        END;
+        RETURN -1;
+    END IF;
+
+    -- The lock lasts until commit, so this transaction owns the slot's row until then.
+    WHILE NOT PG_TRY_ADVISORY_XACT_LOCK(lock_class, 256 * slot + lock_bucket) LOOP
+        slot := slot + 1;
+    END LOOP;
+
+    UPDATE alicia_session_stats_rollup AS r
+    SET sessions = r.sessions + more_sessions,
+        messages = r.messages + more_messages,
+        tool_calls = r.tool_calls + more_tool_calls,
+        memories = r.memories + more_memories,
+        seconds = r.seconds + more_seconds,
+        versions = r.versions + 1,
+        padding = ''
+    WHERE r.versions < max_versions AND r.ctid = (
+        SELECT n.ctid
+        FROM alicia_session_stats_rollup AS n
+        WHERE n.bucket_start = bucket AND n.writer_slot = slot
+        ORDER BY n.bucket_start, n.writer_slot, n.opened_at DESC
+        LIMIT 1
+    )
+    RETURNING r.cutoff INTO cutoff;
+    IF FOUND THEN
+        RETURN cutoff;
+    END IF;
+
+    -- No row yet, or it has reached its limit: every update passes the row's dead versions, which an open snapshot may
+    -- keep for long. A new row takes over the sums; in slot 0 also those of other slots that no writer holds.
+    WITH replaced AS (
+        DELETE FROM alicia_session_stats_rollup AS r
+        WHERE r.ctid = ANY(ARRAY(
+            (
+                SELECT n.ctid
+                FROM alicia_session_stats_rollup AS n
+                WHERE n.bucket_start = bucket AND n.writer_slot = slot
+                ORDER BY n.bucket_start, n.writer_slot, n.opened_at DESC
+                LIMIT 1
+            )
+            UNION ALL
+            SELECT o.ctid
+            FROM alicia_session_stats_rollup AS o
+            WHERE slot = 0 AND o.bucket_start = bucket AND o.writer_slot > 0
+                AND CASE
+                    WHEN o.writer_slot = no_slot THEN TRUE
+                    ELSE PG_TRY_ADVISORY_XACT_LOCK(lock_class, 256 * o.writer_slot + lock_bucket)
+                END
+        ))
+        RETURNING r.*
+    )
+
+    INSERT INTO alicia_session_stats_rollup AS r
+    SELECT
+        bucket,
+        slot,
+        CLOCK_TIMESTAMP() AT TIME ZONE 'UTC',
+        COALESCE((SELECT t.message_count FROM alicia_session_stats_top_cutoff AS t), -1),
+        COALESCE(SUM(sessions), 0) + more_sessions,
+        COALESCE(SUM(messages), 0) + more_messages,
+        COALESCE(SUM(tool_calls), 0) + more_tool_calls,
+        COALESCE(SUM(memories), 0) + more_memories,
+        COALESCE(SUM(seconds), 0) + more_seconds
+    FROM replaced
+    RETURNING r.cutoff INTO cutoff;
+    RETURN cutoff;
+END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_add(TIMESTAMP, BIGINT, BIGINT, BIGINT, BIGINT, BIGINT, BOOLEAN) IS
+'Private: adds to the sums of a bucket without waiting. Returns a message_count below which a session is no top candidate.';
+
+CREATE OR REPLACE FUNCTION alicia_session_stats_forget(old_count INTEGER, old_start TIMESTAMP, old_id TEXT, old_conversation TEXT)
+RETURNS VOID
+LANGUAGE plpgsql
+AS $function$
+BEGIN
+    DELETE FROM alicia_session_stats_top_candidates
+    WHERE ctid = ANY(ARRAY(
+        SELECT c.ctid
+        FROM alicia_session_stats_top_candidates AS c
+        WHERE c.message_count = old_count AND c.created_at = old_start AND c.id = old_id AND c.conversation_id = old_conversation
+        FOR UPDATE SKIP LOCKED
+    ));
+EXCEPTION WHEN serialization_failure THEN
+    -- Under REPEATABLE READ a concurrent cleanup won. Stale candidates are filtered on read.
+END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_forget(INTEGER, TIMESTAMP, TEXT, TEXT) IS
+'Private: deletes the top candidates that a change of their session made stale, unless another transaction has them locked';
+
+CREATE OR REPLACE FUNCTION alicia_session_stats_trim() RETURNS VOID
+LANGUAGE plpgsql
+AS $function$
+DECLARE
+    lock_class CONSTANT INTEGER := 1634494819;
+    trim_lock CONSTANT INTEGER := -1;
+BEGIN
+    IF NOT PG_TRY_ADVISORY_XACT_LOCK(lock_class, trim_lock)
+        OR (SELECT COUNT(*) FROM alicia_session_stats_top_candidates) < 2000
+    THEN
+        RETURN;
+    END IF;
+
+    -- The new cutoff is the thousandth candidate that is not stale.
+    UPDATE alicia_session_stats_top_cutoff AS t
+    SET message_count = n.message_count, created_at = n.created_at, id = n.id
+    FROM (
+        SELECT DISTINCT message_count, created_at, id
+        FROM alicia_session_stats_top_candidates
+        INNER JOIN alicia_session_stats USING (message_count, created_at, id, conversation_id)
+        ORDER BY message_count DESC, created_at DESC, id DESC
+        OFFSET 999 LIMIT 1
+    ) AS n
+    WHERE (n.message_count, n.created_at, n.id) > (t.message_count, t.created_at, t.id);
+
+    DELETE FROM alicia_session_stats_top_candidates
+    WHERE ctid = ANY(ARRAY(
+        SELECT c.ctid
+        FROM alicia_session_stats_top_candidates AS c
+        CROSS JOIN alicia_session_stats_top_cutoff AS t
+        WHERE (c.message_count, c.created_at, c.id) < (t.message_count, t.created_at, t.id)
+            OR NOT EXISTS (
+                SELECT FROM alicia_session_stats AS s
+                WHERE s.id = c.id AND s.message_count = c.message_count
+                    AND s.created_at = c.created_at AND s.conversation_id = c.conversation_id
+            )
+        FOR UPDATE OF c SKIP LOCKED
+    ));
+EXCEPTION WHEN serialization_failure THEN
+    -- Under REPEATABLE READ a concurrent cleanup won. Stale candidates are filtered on read.
+END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_trim() IS
+'Private: raises the cutoff to the thousandth top candidate, and deletes the candidates that are below it or stale';
+
+-- The trigger functions are SECURITY DEFINER: a writer needs no right but on alicia_session_stats.
+
+-- For each row, because an application updates one session at a time, and that must be fast.
+CREATE OR REPLACE FUNCTION alicia_session_stats_on_update() RETURNS TRIGGER
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $function$
+DECLARE
+    in_snapshot CONSTANT BOOLEAN := CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%';
+    trim_share CONSTANT FLOAT8 := 0.02;
+    cutoff INTEGER;
+    is_candidate BOOLEAN;
+BEGIN
+    IF NEW.created_at = OLD.created_at THEN
+        cutoff := alicia_session_stats_add(
+            alicia_session_stats_bucket(NEW.created_at), 0, NEW.message_count::BIGINT - OLD.message_count,
+            NEW.tool_call_count::BIGINT - OLD.tool_call_count, NEW.memories_used::BIGINT - OLD.memories_used,
+            NEW.session_duration_seconds::BIGINT - OLD.session_duration_seconds, in_snapshot
+        );
+    ELSE
+        cutoff := alicia_session_stats_add(
+            alicia_session_stats_bucket(OLD.created_at), -1, -OLD.message_count::BIGINT, -OLD.tool_call_count::BIGINT,
+            -OLD.memories_used::BIGINT, -OLD.session_duration_seconds::BIGINT, in_snapshot
+        );
+        cutoff := LEAST(cutoff, alicia_session_stats_add(
+            alicia_session_stats_bucket(NEW.created_at), 1, NEW.message_count, NEW.tool_call_count,
+            NEW.memories_used, NEW.session_duration_seconds, in_snapshot
+        ));
+    END IF;
+    IF GREATEST(NEW.message_count, OLD.message_count) < cutoff
+        OR (NEW.message_count, NEW.created_at, NEW.id, NEW.conversation_id)
+        = (OLD.message_count, OLD.created_at, OLD.id, OLD.conversation_id)
+    THEN
+        RETURN NULL;
+    END IF;
+
+    -- The bucket's row may hold an older cutoff. In a snapshot the table may too, so every session is a candidate.
+    INSERT INTO alicia_session_stats_top_candidates
+    SELECT NEW.message_count, NEW.created_at, NEW.id, NEW.conversation_id
+    WHERE in_snapshot OR NOT EXISTS (
+        SELECT FROM alicia_session_stats_top_cutoff AS t
+        WHERE (NEW.message_count, NEW.created_at, NEW.id) < (t.message_count, t.created_at, t.id)
+    );
+    is_candidate := FOUND;
+    PERFORM alicia_session_stats_forget(OLD.message_count, OLD.created_at, OLD.id, OLD.conversation_id);
+    IF is_candidate AND RANDOM() < trim_share THEN
+        PERFORM alicia_session_stats_trim();
+    END IF;
+    RETURN NULL;
+END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_on_update() IS
+'Private: trigger function that adds the change of a session to the rollup';
+
+-- For each statement, because many sessions are loaded or deleted at once.
+CREATE OR REPLACE FUNCTION alicia_session_stats_on_insert_or_delete() RETURNS TRIGGER
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $function$
+DECLARE
+    in_snapshot CONSTANT BOOLEAN := CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%';
+    sign CONSTANT BIGINT := CASE TG_OP WHEN 'INSERT' THEN 1 ELSE -1 END;
+    lock_class CONSTANT INTEGER := 1634494819;
+    trim_lock CONSTANT INTEGER := -1;
+    trim_share CONSTANT FLOAT8 := 0.02;
+    session RECORD;
+    thousandth RECORD;
+    cutoff INTEGER;
+    has_candidates BOOLEAN;
+    inserted BIGINT;
+BEGIN
+    -- A single session is the usual case, and starting an aggregate would cost as much as adding it.
+    SELECT c.* INTO session FROM changed_rows AS c WHERE NOT EXISTS (SELECT FROM changed_rows OFFSET 1);
+    IF FOUND THEN
+        cutoff := alicia_session_stats_add(
+            alicia_session_stats_bucket(session.created_at), sign, sign * session.message_count, sign * session.tool_call_count,
+            sign * session.memories_used, sign * session.session_duration_seconds, in_snapshot
+        );
+        has_candidates := session.message_count >= cutoff;
+    ELSE
+        SELECT MIN(b.cutoff), BOOL_OR(b.most_messages >= b.cutoff) INTO cutoff, has_candidates
+        FROM (
+            SELECT
+                MAX(c.message_count) AS most_messages,
+                alicia_session_stats_add(
+                    alicia_session_stats_bucket(c.created_at), sign * COUNT(*), (sign * SUM(c.message_count))::BIGINT,
+                    (sign * SUM(c.tool_call_count))::BIGINT, (sign * SUM(c.memories_used))::BIGINT,
+                    (sign * SUM(c.session_duration_seconds))::BIGINT, in_snapshot
+                ) AS cutoff
+            FROM changed_rows AS c
+            GROUP BY alicia_session_stats_bucket(c.created_at)
+            -- Ordered, so that adjacent buckets hit the same index pages.
+            ORDER BY alicia_session_stats_bucket(c.created_at)
+        ) AS b;
+    END IF;
+    IF has_candidates IS NOT TRUE THEN
+        RETURN NULL;
+    END IF;
+
+    IF TG_OP = 'DELETE' THEN
+        PERFORM alicia_session_stats_forget(c.message_count, c.created_at, c.id, c.conversation_id)
+        FROM changed_rows AS c
+        WHERE c.message_count >= cutoff;
+        RETURN NULL;
+    END IF;
+
+    -- The thousandth of the new sessions may be the new cutoff: those below it need not be candidates.
+    SELECT c.message_count, c.created_at, c.id INTO thousandth
+    FROM changed_rows AS c
+    ORDER BY c.message_count DESC, c.created_at DESC, c.id DESC
+    OFFSET 999 LIMIT 1;
+    IF FOUND AND NOT in_snapshot AND PG_TRY_ADVISORY_XACT_LOCK(lock_class, trim_lock) THEN
+        UPDATE alicia_session_stats_top_cutoff AS t
+        SET message_count = thousandth.message_count, created_at = thousandth.created_at, id = thousandth.id
+        WHERE (thousandth.message_count, thousandth.created_at, thousandth.id) > (t.message_count, t.created_at, t.id);
+        cutoff := GREATEST(cutoff, thousandth.message_count);
+    END IF;
+    INSERT INTO alicia_session_stats_top_candidates
+    SELECT c.message_count, c.created_at, c.id, c.conversation_id
+    FROM changed_rows AS c
+    WHERE c.message_count >= cutoff;
+    GET DIAGNOSTICS inserted = ROW_COUNT;
+    IF RANDOM() < trim_share * inserted THEN
+        PERFORM alicia_session_stats_trim();
+    END IF;
+    RETURN NULL;
+END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_on_insert_or_delete() IS
+'Private: trigger function that adds new sessions to the rollup, or subtracts deleted ones';
+
+-- TRUNCATE, because a DELETE would leave rows that an older snapshot does not see.
+CREATE OR REPLACE FUNCTION alicia_session_stats_on_truncate() RETURNS TRIGGER
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $function$
+BEGIN
+    TRUNCATE alicia_session_stats_rollup, alicia_session_stats_top_candidates, alicia_session_stats_top_cutoff;
+    INSERT INTO alicia_session_stats_top_cutoff VALUES (-1, TIMESTAMP '-infinity', '');
+    RETURN NULL;
+END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_on_truncate() IS
+'Private: trigger function that empties the rollup';
+
+CREATE OR REPLACE TRIGGER rollup_session_stats_insert
+AFTER INSERT ON alicia_session_stats
+REFERENCING NEW TABLE AS changed_rows
+FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_on_insert_or_delete();
+
+CREATE OR REPLACE TRIGGER rollup_session_stats_update
+AFTER UPDATE ON alicia_session_stats
+FOR EACH ROW EXECUTE FUNCTION alicia_session_stats_on_update();
+
+CREATE OR REPLACE TRIGGER rollup_session_stats_delete
+AFTER DELETE ON alicia_session_stats
+REFERENCING OLD TABLE AS changed_rows
+FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_on_insert_or_delete();
+
+CREATE OR REPLACE TRIGGER rollup_session_stats_truncate
+AFTER TRUNCATE ON alicia_session_stats
+FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_on_truncate();
+
+COMMENT ON TRIGGER rollup_session_stats_insert ON alicia_session_stats IS
+'Adds new sessions to the rollup';
+COMMENT ON TRIGGER rollup_session_stats_update ON alicia_session_stats IS
+'Adds the change of a session to the rollup';
+COMMENT ON TRIGGER rollup_session_stats_delete ON alicia_session_stats IS
+'Subtracts deleted sessions from the rollup';
+COMMENT ON TRIGGER rollup_session_stats_truncate ON alicia_session_stats IS
+'Empties the rollup';
+
+DO $migration$
+DECLARE
+    created TEXT;
+BEGIN
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_bucket(timestamp without time zone)');
+    FOREACH created IN ARRAY ARRAY[
+        'add(timestamp without time zone,bigint,bigint,bigint,bigint,bigint,boolean)',
+        'forget(integer,timestamp without time zone,text,text)', 'trim()', 'on_update()', 'on_insert_or_delete()', 'on_truncate()'
+    ] LOOP
+        PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_' || created, is_closed => TRUE);
+    END LOOP;
+    FOREACH created IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
+        PERFORM alicia_session_stats_own(FORMAT('TRIGGER rollup_session_stats_%s ON alicia_session_stats', created));
+    END LOOP;
+END
+$migration$;

@@ -1,0 +1,293 @@
+-- Fill the rollup with the existing sessions, and open it to the queries.
+--
+-- Why: apart from the triggers, so that reading a large table blocks neither readers nor writers. One statement, and so
+--      one snapshot, finds what is missing: a session written meanwhile is added by its own writer and by no other. The
+--      views come last, so that no query can read half of the sums.
+-- Locks: ACCESS SHARE on alicia_session_stats, which is read. It waits for open transactions of writers; writers do not
+--        wait for it.
+-- Rollback: drops the views and functions. No session is lost.
+SET LOCAL lock_timeout = '500ms';
+
+-- Grouping two thousand buckets costs more than adding them up, so what is only summed reads the parts.
+CREATE OR REPLACE VIEW alicia_session_stats_parts AS
+SELECT bucket_start, sessions, messages, tool_calls, memories, seconds
+FROM alicia_session_stats_rollup;
+
+COMMENT ON VIEW alicia_session_stats_parts IS
+'Private: the sums of a quarter of an hour, in several rows. Read alicia_session_stats_quarter_hours instead.';
+COMMENT ON COLUMN alicia_session_stats_parts.bucket_start IS
+'Start of the quarter of an hour (UTC)';
+COMMENT ON COLUMN alicia_session_stats_parts.sessions IS
+'Sessions that start in it, to be summed';
+COMMENT ON COLUMN alicia_session_stats_parts.messages IS
+'Messages of these sessions, to be summed';
+COMMENT ON COLUMN alicia_session_stats_parts.tool_calls IS
+'Tool calls of these sessions, to be summed';
+COMMENT ON COLUMN alicia_session_stats_parts.memories IS
+'Memories retrieved in these sessions, to be summed';
+COMMENT ON COLUMN alicia_session_stats_parts.seconds IS
+'Duration of these sessions (seconds), to be summed';
+
+CREATE OR REPLACE VIEW alicia_session_stats_quarter_hours AS
+SELECT
+    bucket_start,
+    SUM(sessions)::BIGINT AS sessions,
+    SUM(messages)::BIGINT AS messages,
+    SUM(tool_calls)::BIGINT AS tool_calls,
+    SUM(memories)::BIGINT AS memories,
+    SUM(seconds)::BIGINT AS seconds
+FROM alicia_session_stats_parts
+GROUP BY bucket_start
+HAVING SUM(sessions) > 0;
+
+COMMENT ON VIEW alicia_session_stats_quarter_hours IS
+'Sums of the sessions that start in a quarter of an hour: one row for each quarter that has sessions. Times are UTC.';
+COMMENT ON COLUMN alicia_session_stats_quarter_hours.bucket_start IS
+'Start of the quarter of an hour (UTC)';
+COMMENT ON COLUMN alicia_session_stats_quarter_hours.sessions IS
+'Sessions that start in it';
+COMMENT ON COLUMN alicia_session_stats_quarter_hours.messages IS
+'Messages of these sessions';
+COMMENT ON COLUMN alicia_session_stats_quarter_hours.tool_calls IS
+'Tool calls of these sessions';
+COMMENT ON COLUMN alicia_session_stats_quarter_hours.memories IS
+'Memories retrieved in these sessions';
+COMMENT ON COLUMN alicia_session_stats_quarter_hours.seconds IS
+'Summed duration of these sessions (seconds)';
+
+-- The look-up of the session drops stale candidates, and NOT EXISTS drops all copies but one. Written so that a LIMIT reads
+-- few candidates: DISTINCT, or a join that the planner expects to return one row, would read and sort all of them.
+CREATE OR REPLACE VIEW alicia_session_stats_top_sessions AS
+SELECT
+    c.message_count,
+    c.created_at,
+    c.id,
+    c.conversation_id,
+    s.tool_call_count,
+    s.memories_used,
+    s.session_duration_seconds
+FROM alicia_session_stats_top_candidates AS c
+CROSS JOIN alicia_session_stats_top_cutoff AS t
+CROSS JOIN LATERAL (
+    SELECT s.tool_call_count, s.memories_used, s.session_duration_seconds
+    FROM alicia_session_stats AS s
+    WHERE s.id = c.id AND s.message_count = c.message_count
+        AND s.created_at = c.created_at AND s.conversation_id = c.conversation_id
+    OFFSET 0
+) AS s
+WHERE (c.message_count, c.created_at, c.id) >= (t.message_count, t.created_at, t.id)
+    AND NOT EXISTS (
+        SELECT FROM alicia_session_stats_top_candidates AS d
+        WHERE d.message_count = c.message_count AND d.created_at = c.created_at
+            AND d.id = c.id AND d.conversation_id = c.conversation_id AND d.ctid < c.ctid
+    );
+
+COMMENT ON VIEW alicia_session_stats_top_sessions IS
+'The sessions with the most messages, about a thousand: every session from the top down to the last one here. Times are UTC.';
+COMMENT ON COLUMN alicia_session_stats_top_sessions.message_count IS
+'Messages in the session';
+COMMENT ON COLUMN alicia_session_stats_top_sessions.created_at IS
+'Start of the session (UTC)';
+COMMENT ON COLUMN alicia_session_stats_top_sessions.id IS
+'The session''s id';
+COMMENT ON COLUMN alicia_session_stats_top_sessions.conversation_id IS
+'The session''s conversation';
+COMMENT ON COLUMN alicia_session_stats_top_sessions.tool_call_count IS
+'Tool calls in the session';
+COMMENT ON COLUMN alicia_session_stats_top_sessions.memories_used IS
+'Distinct memories retrieved in the session';
+COMMENT ON COLUMN alicia_session_stats_top_sessions.session_duration_seconds IS
+'Duration of the session (seconds)';
+
+CREATE OR REPLACE FUNCTION alicia_session_stats_between(since TIMESTAMP, until TIMESTAMP)
+RETURNS TABLE (bucket_start TIMESTAMP, sessions BIGINT, messages BIGINT, tool_calls BIGINT, memories BIGINT, seconds BIGINT)
+LANGUAGE sql STABLE
+AS $function$
+-- The quarters of an hour that lie in the window as a whole.
+SELECT p.bucket_start, p.sessions, p.messages, p.tool_calls, p.memories, p.seconds
+FROM alicia_session_stats_parts AS p
+WHERE p.bucket_start >= since AND p.bucket_start <= until - INTERVAL '15 minutes'
+UNION ALL
+-- The sessions of the quarter in which the window starts, if it is cut.
+SELECT
+    alicia_session_stats_bucket(s.created_at), 1, s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds
+FROM alicia_session_stats AS s
+WHERE s.created_at >= since
+    AND s.created_at < LEAST(until, alicia_session_stats_bucket(since - INTERVAL '1 microsecond') + INTERVAL '15 minutes')
+UNION ALL
+-- The sessions of the quarter in which it ends.
+SELECT
+    alicia_session_stats_bucket(s.created_at), 1, s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds
+FROM alicia_session_stats AS s
+WHERE s.created_at >= GREATEST(
+        alicia_session_stats_bucket(until), alicia_session_stats_bucket(since - INTERVAL '1 microsecond') + INTERVAL '15 minutes'
+    )
+    AND s.created_at < until
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_between(TIMESTAMP, TIMESTAMP) IS
+'Exact sums of the sessions with since <= created_at < until (UTC), in rows to be summed; until infinity is no end';
+
+CREATE OR REPLACE FUNCTION alicia_session_stats_raise(state TEXT, message TEXT) RETURNS TEXT
+LANGUAGE plpgsql
+AS $function$
+BEGIN
+    RAISE EXCEPTION '%', message USING ERRCODE = state;
+END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_raise(TEXT, TEXT) IS
+'Raises an error with this SQLSTATE and message, for the named queries';
+
+-- Not a view, since a view would forbid the application to change the type of a column that it reads.
+CREATE OR REPLACE FUNCTION alicia_session_stats_differences()
+RETURNS TABLE (bucket_start TIMESTAMP, sessions NUMERIC, messages NUMERIC, tool_calls NUMERIC, memories NUMERIC, seconds NUMERIC)
+-- SECURITY DEFINER, so that a role that reads the views can verify them. It tells differences only.
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $function$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT bucket_start, SUM(sessions), SUM(messages), SUM(tool_calls), SUM(memories), SUM(seconds)
+    FROM (
+        SELECT
+            alicia_session_stats_bucket(created_at) AS bucket_start,
+            COUNT(*) AS sessions,
+            SUM(message_count) AS messages,
+            SUM(tool_call_count) AS tool_calls,
+            SUM(memories_used) AS memories,
+            SUM(session_duration_seconds) AS seconds
+        FROM alicia_session_stats
+        GROUP BY alicia_session_stats_bucket(created_at)
+        UNION ALL
+        SELECT bucket_start, -sessions, -messages, -tool_calls, -memories, -seconds
+        FROM alicia_session_stats_parts
+    ) AS parts
+    GROUP BY bucket_start
+    HAVING (SUM(sessions), SUM(messages), SUM(tool_calls), SUM(memories), SUM(seconds)) <> (0, 0, 0, 0, 0);
+END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_differences() IS
+'Private: what each bucket of the rollup lacks. No row, unless a write bypassed the triggers. Reads every session.';
+
+CREATE OR REPLACE FUNCTION alicia_session_stats_repair() RETURNS TABLE (object TEXT, corrections BIGINT)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    lock_class CONSTANT INTEGER := 1634494819;
+    repair_lock CONSTANT INTEGER := -2;
+    no_slot CONSTANT INTEGER := 2147483647;
+    step BIGINT;
+    is_lowered BOOLEAN := FALSE;
+BEGIN
+    -- Two repairs would both insert what is missing: the second must see the rows of the first.
+    PERFORM PG_ADVISORY_XACT_LOCK(lock_class, repair_lock);
+    IF CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%' THEN
+        RAISE EXCEPTION 'alicia_session_stats_repair() must run under READ COMMITTED' USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+
+    -- Rows to be merged, so that no row is touched that a writer changes, and neither waits for the other.
+    INSERT INTO alicia_session_stats_rollup
+    SELECT
+        d.bucket_start,
+        no_slot,
+        CLOCK_TIMESTAMP() AT TIME ZONE 'UTC',
+        NULL,
+        d.sessions,
+        d.messages,
+        d.tool_calls,
+        d.memories,
+        d.seconds
+    FROM alicia_session_stats_differences() AS d
+    ORDER BY d.bucket_start;
+    object := 'quarter hours';
+    GET DIAGNOSTICS corrections = ROW_COUNT;
+    RETURN NEXT;
+
+    object := 'top sessions';
+    INSERT INTO alicia_session_stats_top_cutoff
+    SELECT 2147483647, TIMESTAMP 'infinity', ''
+    WHERE NOT EXISTS (SELECT FROM alicia_session_stats_top_cutoff);
+    GET DIAGNOSTICS corrections = ROW_COUNT;
+    LOOP
+        INSERT INTO alicia_session_stats_top_candidates
+        SELECT s.message_count, s.created_at, s.id, s.conversation_id
+        FROM alicia_session_stats AS s
+        CROSS JOIN alicia_session_stats_top_cutoff AS t
+        WHERE (s.message_count, s.created_at, s.id) >= (t.message_count, t.created_at, t.id)
+            AND NOT EXISTS (
+                SELECT FROM alicia_session_stats_top_candidates AS c
+                WHERE c.message_count = s.message_count AND c.created_at = s.created_at
+                    AND c.id = s.id AND c.conversation_id = s.conversation_id
+            );
+        GET DIAGNOSTICS step = ROW_COUNT;
+        corrections := corrections + step;
+        EXIT WHEN is_lowered
+            OR (SELECT t.message_count FROM alicia_session_stats_top_cutoff AS t) < 0
+            OR (SELECT COUNT(*) FROM alicia_session_stats_top_sessions) >= 500;
+
+        -- So many top sessions were deleted that most_active_sessions may have to read the table: lower the cutoff.
+        -- Writers that have read the old cutoff must commit first. Only here do writers wait.
+        LOCK TABLE alicia_session_stats IN SHARE ROW EXCLUSIVE MODE;
+        UPDATE alicia_session_stats_top_cutoff SET (message_count, created_at, id) = (
+            SELECT n.message_count, n.created_at, n.id
+            FROM (
+                (
+                    SELECT s.message_count, s.created_at, s.id
+                    FROM alicia_session_stats AS s
+                    ORDER BY s.message_count DESC, s.created_at DESC, s.id DESC
+                    OFFSET 999 LIMIT 1
+                )
+                UNION ALL
+                SELECT -1, TIMESTAMP '-infinity', ''
+            ) AS n
+            ORDER BY n.message_count DESC
+            LIMIT 1
+        );
+        UPDATE alicia_session_stats_rollup AS r
+        SET cutoff = t.message_count
+        FROM alicia_session_stats_top_cutoff AS t
+        WHERE r.cutoff > t.message_count;
+        is_lowered := TRUE;
+    END LOOP;
+    RETURN NEXT;
+END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_repair() IS
+'Repairs the rollup after writes that bypassed the triggers. Returns how many buckets and top sessions it corrected.';
+
+DO $migration$
+DECLARE
+    reader TEXT;
+BEGIN
+    PERFORM alicia_session_stats_own('VIEW alicia_session_stats_parts');
+    PERFORM alicia_session_stats_own('VIEW alicia_session_stats_quarter_hours');
+    PERFORM alicia_session_stats_own('VIEW alicia_session_stats_top_sessions');
+    PERFORM alicia_session_stats_own(
+        'FUNCTION alicia_session_stats_between(timestamp without time zone,timestamp without time zone)'
+    );
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_raise(text,text)');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_differences()');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_repair()', is_closed => TRUE);
+
+    -- Before the views are open to others: computes the sums of the existing sessions.
+    PERFORM alicia_session_stats_repair();
+
+    -- The roles that may read the sessions may read their sums.
+    FOR reader IN
+        SELECT DISTINCT CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE g.grantee::REGROLE::TEXT END
+        FROM pg_class AS c
+        CROSS JOIN LATERAL ACLEXPLODE(c.relacl) AS g
+        WHERE c.oid = 'alicia_session_stats'::REGCLASS AND g.privilege_type = 'SELECT' AND g.grantee <> c.relowner
+    LOOP
+        EXECUTE FORMAT(
+            'GRANT SELECT ON alicia_session_stats_parts, alicia_session_stats_quarter_hours, alicia_session_stats_top_sessions '
+            'TO %s', reader
+        );
+    END LOOP;
+END
+$migration$;
