@@ -1,86 +1,100 @@
-# The front door. Commands work on DATABASE_URL, or PGHOST and its kin, or else on an embedded server.
+# The front door. Commands work on DATABASE_URL, else the PG* environment variables, else the embedded server.
 
 PYTHON ?= python3
 VENV := .venv
-READY := $(VENV)/.ready
-RUN := $(VENV)/bin/python runner.py
+BIN := $(VENV)/bin
+RUN := $(BIN)/python runner.py
 
-# Say what runs, but not on stdout: make query ... > file.csv holds the rows and nothing else.
-say = echo '$(subst ','\'',$(1))' >&2; $(1)
-
-.PHONY: help demo migrate rollback status verify queries query purge report psql test chaos bench lint clean migration sums
+.PHONY: help demo migrate rollback status verify queries query purge report psql test chaos bench lint clean migration
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ROWS ?= 20000
-demo: $(READY) ## migrate the embedded server, load a sample of ROWS sessions, show every query
-	$(VENV)/bin/python -m bench.demo $(ROWS)
+demo: $(VENV)/.demo ## migrate the embedded server, load a sample of ROWS sessions, show every query
+	@$(BIN)/python -m bench.demo $(ROWS)
 
-migrate: $(READY) ## apply the pending migrations (ARGS="--plan" shows them)
-	$(RUN) migrate $(ARGS)
+# No command is echoed, so that stdout is what the runner prints: make query NAME=... > file.csv
 
-rollback: $(READY) ## take back the newest migration (ARGS="--all --allow-data-loss")
-	$(RUN) rollback $(ARGS)
+migrate: $(VENV)/.run ## apply the pending migrations (ARGS="--plan" shows them)
+	@$(RUN) migrate $(ARGS)
 
-status: $(READY) ## show each migration, applied or pending
-	@$(call say,$(RUN) status $(ARGS))
+rollback: $(VENV)/.run ## take back the newest migration (ARGS="--all --allow-data-loss")
+	@$(RUN) rollback $(ARGS)
 
-verify: $(READY) ## compare the database with what the migrations promise
-	@$(call say,$(RUN) verify $(ARGS))
+status: $(VENV)/.run ## list the migrations, applied or pending
+	@$(RUN) status $(ARGS)
 
-queries: $(READY) ## list the named queries
-	@$(call say,$(RUN) queries $(ARGS))
+verify: $(VENV)/.run ## compare the database with what the migrations promise
+	@$(RUN) verify $(ARGS)
 
-query: $(READY) ## run one: make query NAME=average_session_metrics ARGS="--days 7"
-	@$(call say,$(RUN) query $(NAME) $(ARGS))
+queries: $(VENV)/.run ## list the named queries
+	@$(RUN) queries $(ARGS)
 
-purge: $(READY) ## delete the sessions begun more than DAYS days ago, with a progress bar: make purge DAYS=400
-	$(VENV)/bin/python -m bench.purge $(DAYS)
+query: $(VENV)/.run ## run one: make query NAME=average_session_metrics ARGS="--days 7"
+	@$(RUN) query $(NAME) $(ARGS)
 
-report: $(READY) ## write report.html, the answers of every query with charts (ARGS="--output other.html")
-	$(VENV)/bin/python -m report $(ARGS)
+purge: $(VENV)/.run ## delete the sessions that began more than DAYS days ago: make purge DAYS=400
+	@$(RUN) purge --days "$(DAYS)" $(ARGS)
 
-psql: $(READY) ## open psql on the same database
-	$(RUN) psql $(ARGS)
+psql: $(VENV)/.run ## open psql on the same database
+	@$(RUN) psql $(ARGS)
 
-test: $(READY) ## run the tests (on TEST_DATABASE_URL, else on an embedded server of their own)
-	$(VENV)/bin/python -m pytest $(if $(TEST_DATABASE_URL),--numprocesses 0) $(ARGS)
+report: $(VENV)/.report ## write report.html: the answers of the queries, with charts (ARGS="--output other.html")
+	@$(RUN) report $(ARGS)
 
-chaos: $(READY) ## kill migrate after every statement it sends, and the bare yoyo command beside it
-	$(VENV)/bin/python -m bench.chaos $(ARGS)
+test: $(VENV)/.dev ## run the tests (on TEST_DATABASE_URL, else on an embedded server of their own)
+	$(BIN)/python -m pytest $(if $(TEST_DATABASE_URL),--numprocesses 0) $(ARGS)
+
+chaos: $(VENV)/.dev ## kill migrate after every statement it sends, and the bare yoyo command beside it
+	$(BIN)/python -m bench.chaos $(ARGS)
 
 bench: ROWS ?= 200000
-bench: $(READY) ## measure against the bare schema and DuckDB, side by side: make bench ROWS=5000000
-	$(VENV)/bin/python -m bench.bench $(ROWS) $(ARGS)
+bench: $(VENV)/.dev ## measure against the bare schema and DuckDB, side by side: make bench ROWS=5000000
+	$(BIN)/python -m bench.bench $(ROWS) $(ARGS)
 
-lint: $(READY) ## check the format, types and SQL of everything
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/pyright
-	$(VENV)/bin/sqlfluff lint queries bench
-	$(VENV)/bin/squawk $(SQUAWK) migrations/*.sql
+lint: $(VENV)/.dev ## check the format, types and SQL of everything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/sqlfluff lint queries bench
+	$(BIN)/squawk $(SQUAWK) migrations/*.sql
 
-clean: ## stop the embedded server, delete its data and all that make made
-	if [ -f $(READY) ]; then $(RUN) embedded --remove; fi
+clean: ## stop the embedded server, delete its data and everything that make created
+	@if [ -f $(VENV)/.demo ]; then $(RUN) embedded --remove; fi
 	rm -rf $(VENV) report.html bench/results.json build dist .pytest_cache .ruff_cache .hypothesis
 
 migration: ## start a new migration: make migration NAME=add_session_stats_something
 	@case "$(NAME)" in *session_stats*) ;; *) echo "NAME must contain session_stats: make migration NAME=add_session_stats_something" >&2; exit 2;; esac
 	tests/new_migration.sh $(NAME)
 
-sums: ## write migrations/SHA256SUMS anew, before a release
-	cd migrations && sha256sum *.sql > SHA256SUMS
-
 # squawk's rules that the migrations break on purpose. A rollback drops the table. COMMIT ends the transaction
 # that psql -1 began. An index that is built CONCURRENTLY blocks nobody while it waits for its lock, and a
 # timeout that interrupts it would leave it INVALID; elsewhere no statement runs long.
 SQUAWK := --exclude=ban-drop-table,transaction-nesting,require-lock-timeout,require-statement-timeout --pg-version=15.0
 
-# The packages that pyproject.toml names, at the versions that CI tests.
-$(READY): pyproject.toml tests/constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
-	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print(*p["project"]["dependencies"], *sum(p["project"]["optional-dependencies"].values(), []), *p["dependency-groups"]["dev"], sep="\n")' > $(VENV)/requirements.txt
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt -c tests/constraints.txt
-	touch $(READY)
+# What is installed, each on top of the one before: the dependencies of the project, then the extras and groups
+# named here, as pyproject.toml has them. .run is all that a deployment needs; the embedded server is not in it.
+$(VENV)/.run: EXTRAS :=
+$(VENV)/.report: EXTRAS := report
+$(VENV)/.demo: EXTRAS := embedded demo
+$(VENV)/.dev: EXTRAS := report dev
+$(VENV)/.report $(VENV)/.demo: $(VENV)/.run
+$(VENV)/.dev: $(VENV)/.demo
+
+# Prints the requirements of the project and of the extras and groups in its arguments.
+REQUIREMENTS := import sys, tomllib; \
+	p = tomllib.load(open("pyproject.toml", "rb")); \
+	more = p["project"]["optional-dependencies"] | p["dependency-groups"]; \
+	print(*p["project"]["dependencies"], *(line for name in sys.argv[1:] for line in more[name]), sep="\n")
+
+# At the versions that CI tests. Says what it does on stderr.
+$(VENV)/.run $(VENV)/.report $(VENV)/.demo $(VENV)/.dev: pyproject.toml tests/constraints.txt | $(BIN)/pip
+	@echo "installing the packages for $(@F)" >&2
+	@$(BIN)/python -c '$(REQUIREMENTS)' $(EXTRAS) > $@.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $@.txt -c tests/constraints.txt >&2
+	@touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)

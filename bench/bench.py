@@ -37,8 +37,10 @@ import vl_convert
 from tabulate import tabulate
 from tqdm import tqdm
 
-import embedded
-import runner
+from alicia_session_stats import SessionStatsError, UsageError, embedded, migrate, queries
+from alicia_session_stats.arguments import Parser, parse_count, parse_seconds
+from alicia_session_stats.named_queries import fetch
+from alicia_session_stats.query_files import read_query
 
 HERE = Path(__file__).parent
 BATCH = 2000  # Sessions of the sample that one statement makes.
@@ -220,14 +222,14 @@ def create(server: str, name: str) -> Connection:
 
 def export_sample(server: str, folder: Path, rows: int) -> list[Path]:
     """Make a sample of so many sessions, two batches at a time: files of its conversations and of its sessions."""
-    sample = runner.read_query(HERE / "sample.sql")
+    sample = read_query(HERE / "sample.sql")
     files = [folder / f"{name}_{rows}.csv" for name in EXPORTED]
     with create(server, f"staging_{rows}") as staging, ThreadPoolExecutor(2) as pool, progress(rows, "sample") as bar:
         staging.execute(STAGING)
 
         def make(first: int) -> int:
             last = min(first + BATCH - 1, rows)
-            runner.run_query(staging.info.dsn, sample, {"rows": rows, "first": first, "last": last}, timeout=600)
+            fetch(staging.info.dsn, sample, {"rows": rows, "first": first, "last": last}, timeout=600)
             return last - first + 1
 
         for made in pool.map(make, range(1, rows + 1, BATCH)):
@@ -245,7 +247,7 @@ def load(server: str, folder: Path, rows: int) -> tuple[Size, list[tuple[float, 
     conversations, sessions = export_sample(server, folder, rows)
     size = Size(rows, create(server, f"bare_{rows}"), create(server, f"ours_{rows}"), duckdb.connect(folder / f"{rows}.duckdb"))
     size.bare.execute((HERE / "bare.sql").read_text())
-    runner.migrate(size.ours.info.dsn)
+    migrate(size.ours.info.dsn)
     for connection in (size.bare, size.ours):
         copy_in(connection, "alicia_conversations", conversations.read_bytes())
 
@@ -303,7 +305,7 @@ def measure_reads(sizes: Sequence[Size]) -> list[Read]:
 
 def questions(name: str, size: Size) -> dict[str, list[Ask]]:
     """How to ask a query: until the client has the rows, and then in the server, of each system that knows it."""
-    query = runner.named_queries()[name]
+    query = queries()[name]
     values = {param.name: param.default for param in query.params}
     if name not in DOCUMENTED:
         return {"ours": ask_postgres(size.ours, query.statement, values)}
@@ -394,7 +396,7 @@ def pgbench(database: Connection, script: Path, transactions: int) -> Round:
     before = database.execute(WRITTEN).fetchone()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise runner.SessionStatsError(f"pgbench: {' '.join(done.stderr.split())}")
+        raise SessionStatsError(f"pgbench: {' '.join(done.stderr.split())}")
     # A process reports its statistics when it ends, and is seen until then.
     while database.execute("SELECT FROM pg_stat_activity WHERE application_name = 'pgbench'").fetchone():
         time.sleep(0.01)
@@ -624,17 +626,17 @@ def measure(rows: int, seconds: float) -> dict[str, Any]:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    parser = runner._Parser(prog="bench", description=__doc__.splitlines()[0])
-    parser.add_argument("rows", metavar="ROWS", type=runner._count, help="sessions, 1000 or more")
+    parser = Parser(prog="bench", description=__doc__.splitlines()[0])
+    parser.add_argument("rows", metavar="ROWS", type=parse_count, help="sessions, 1000 or more")
     parser.add_argument("--json", metavar="FILE", type=Path, default=HERE / "results.json", help="where the figures go")
     parser.add_argument("--svg", metavar="FILE", type=Path, default=HERE / "growth.svg", help="where the growth is drawn")
-    parser.add_argument("--seconds", metavar="S", type=runner._seconds, help="of a pgbench round (3; from a million rows 5)")
+    parser.add_argument("--seconds", metavar="S", type=parse_seconds, help="of a pgbench round (3; from a million rows 5)")
     a = parser.parse_args(arguments)
     if a.rows < 1000:
-        raise runner.UsageError(f"ROWS must be 1000 or more, not {a.rows}")
+        raise UsageError(f"ROWS must be 1000 or more, not {a.rows}")
     for file in (a.json, a.svg):
         if not file.absolute().parent.is_dir():
-            raise runner.UsageError(f"there is no folder {file.parent}")
+            raise UsageError(f"there is no folder {file.parent}")
     return a
 
 
@@ -644,7 +646,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         a = parse(arguments)
         figures = measure(a.rows, a.seconds or (3 if a.rows < 1_000_000 else 5))
-    except (runner.SessionStatsError, embedded.EmbeddedError, psycopg.Error) as error:
+    except (SessionStatsError, psycopg.Error) as error:
         print(f"bench: {' '.join(str(error).split())}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
     except KeyboardInterrupt:

@@ -1,10 +1,10 @@
-"""Kill a migration after every single statement it sends, and see what the next run makes of it.
+"""Kill a migration after every single statement it sends, and see whether the next run completes it.
 
     python -m bench.chaos [--every N] [--without-yoyo]
 
-The database is a host's, with rows in alicia_session_stats and everything else still to do. A proxy between
+The database is an application's: alicia_session_stats holds rows, and every migration is pending. A proxy between
 the migrator and the embedded server counts statements; after the chosen one it either kills the process
-(SIGKILL, before it hears the answer) or has the server end that connection. Then the same command
+(SIGKILL, before the answer arrives) or makes the server end that connection. Then the same command
 runs once more, without the proxy. The same is done to the bare yoyo command, on the same files.
 """
 
@@ -31,11 +31,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tabulate import tabulate
 from tqdm import tqdm
 
-import embedded
-import runner
+from alicia_session_stats import embedded, verify
 
 ROOT = Path(__file__).parents[1]
-HOST = """
+APPLICATION = """
     CREATE TABLE alicia_conversations (id TEXT PRIMARY KEY, title TEXT, deleted_at TIMESTAMP);
     CREATE FUNCTION generate_random_id(prefix TEXT) RETURNS TEXT LANGUAGE sql
     RETURN prefix || '_' || REPLACE(GEN_RANDOM_UUID()::TEXT, '-', '');
@@ -167,7 +166,7 @@ def strike_once(migrator: str, weapon: str, number: int, statement: str, server:
     database = f"chaos_{migrator}_{weapon}_{number}".lower()
     mine = {**server, "dbname": database}
     with psycopg.connect(**server, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {database} TEMPLATE chaos_host".encode())
+        admin.execute(f"CREATE DATABASE {database} TEMPLATE chaos_application".encode())
         with psycopg.connect(**mine) as connection:
             before = connection.execute(ROWS.encode()).fetchone()
         run_command(COMMANDS[migrator], number, weapon, server, database)
@@ -182,7 +181,7 @@ def strike_once(migrator: str, weapon: str, number: int, statement: str, server:
             with psycopg.connect(**mine) as connection:
                 if connection.execute(ROWS.encode()).fetchone() != before:
                     outcome = "rows were lost"
-            if runner.verify(make_conninfo(**mine)):
+            if verify(make_conninfo(**mine)):
                 outcome = "verify finds differences"
         admin.execute(f"DROP DATABASE {database} WITH (FORCE)".encode())
     kind = next(kind for kind, pattern in KINDS.items() if re.search(pattern, statement, re.I))
@@ -208,14 +207,14 @@ def main() -> int:
     arguments = parser.parse_args()
     server = {name: str(value) for name, value in conninfo_to_dict(embedded.start()).items()}
     with psycopg.connect(**server, autocommit=True) as admin:
-        admin.execute("DROP DATABASE IF EXISTS chaos_host")
-        admin.execute("CREATE DATABASE chaos_host")
-        with psycopg.connect(**{**server, "dbname": "chaos_host"}) as connection:
-            connection.execute(HOST)
+        admin.execute("DROP DATABASE IF EXISTS chaos_application")
+        admin.execute("CREATE DATABASE chaos_application")
+        with psycopg.connect(**{**server, "dbname": "chaos_application"}) as connection:
+            connection.execute(APPLICATION)
         points: list[Point] = []
         for migrator in ["runner"] if arguments.without_yoyo else list(COMMANDS):
             admin.execute("DROP DATABASE IF EXISTS chaos_count WITH (FORCE)")
-            admin.execute("CREATE DATABASE chaos_count TEMPLATE chaos_host")
+            admin.execute("CREATE DATABASE chaos_count TEMPLATE chaos_application")
             statements = run_command(COMMANDS[migrator], None, "", server, "chaos_count")
             todo = [
                 (migrator, weapon, number, statement, server)
@@ -225,7 +224,7 @@ def main() -> int:
             # yoyo spends most of its time asleep, waiting for a lock that nobody holds.
             with ThreadPoolExecutor(16 if migrator == "yoyo" else 3) as pool:
                 points += tqdm(pool.map(lambda each: strike_once(*each), todo), total=len(todo), desc=migrator, unit=" kills")
-        for name in ("chaos_host", "chaos_count"):
+        for name in ("chaos_application", "chaos_count"):
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
     print_table(points)
     return int(any(point.migrator == "runner" and point.outcome != "healed by the next run" for point in points))

@@ -5,38 +5,40 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import embedded
 import runner
+from alicia_session_stats import connect, embedded, queries
+from alicia_session_stats.named_queries import fetch
+from alicia_session_stats.query_files import read_query
 
 BATCH = 2000
 
 
 def load(conninfo: str, rows: int) -> None:
     """Load a sample of so many sessions, in batches, with a progress bar on stderr."""
-    sample = runner.read_query(Path(__file__).with_name("sample.sql"))
+    sample = read_query(Path(__file__).with_name("sample.sql"))
     with tqdm(total=rows, unit=" sessions", desc="loading the sample") as progress:
         for first in range(1, rows + 1, BATCH):
             last = min(first + BATCH - 1, rows)
-            runner.run_query(conninfo, sample, {"rows": rows, "first": first, "last": last}, timeout=600)
+            fetch(conninfo, sample, {"rows": rows, "first": first, "last": last}, timeout=600)
             progress.update(last - first + 1)
-    with runner.connect(conninfo) as connection:
+    with connect(conninfo) as connection:
         connection.execute("ANALYZE alicia_conversations, alicia_session_stats")
 
 
 def show(conninfo: str) -> None:
     """Run every query that only reads, under its purpose, its name and its one line."""
-    with runner.connect(conninfo) as connection:
+    with connect(conninfo) as connection:
         several = connection.execute(
             "SELECT conversation_id FROM alicia_session_stats GROUP BY 1 HAVING COUNT(*) <= 5 ORDER BY COUNT(*) DESC, 1 LIMIT 1"
         ).fetchone()
     purpose = ""
-    for query in runner.named_queries().values():
+    for query in queries().values():
         if query.writes or query.name.startswith("verify"):
             continue
         if query.purpose != purpose:
             purpose = query.purpose
             print(f"\n\n{purpose.upper()}")
-        needed = ["--conversation_id", several[0]] if several and query.name == "session_stats" else []
+        needed = ["--conversation-id", several[0]] if several and query.name == "session_stats" else []
         print(f"\n{query.name}: {query.summary}\n", flush=True)
         runner.main(["query", query.name, *needed, "--database", conninfo])
 
