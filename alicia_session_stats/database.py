@@ -184,7 +184,7 @@ def _checked(conninfo: str) -> str:
     """Refuse what libpq cannot read, or would read as another host because of an unescaped password."""
     if not _is_well_formed(conninfo):
         # No part of it is shown, since any part may be the password.
-        raise UsageError("the database URL is malformed (not shown): percent-encode the special characters in its password")
+        raise UsageError("libpq cannot read the database URL (not shown): check its options, and percent-encode its password")
     return conninfo
 
 

@@ -39,6 +39,7 @@ DROP_UNUSED = f"""
     DO $$
     BEGIN
         PERFORM SET_CONFIG('lock_timeout', '500ms', TRUE);
+        PERFORM SET_CONFIG('search_path', QUOTE_IDENT(CURRENT_SCHEMA()), TRUE); -- Another schema's tables are not ours.
         IF NOT EXISTS (SELECT FROM _yoyo_migration) AND NOT EXISTS (SELECT FROM _yoyo_log WHERE migration_id !~ '{OURS}') THEN
             DROP TABLE IF EXISTS _yoyo_migration, _yoyo_log, _yoyo_version, yoyo_lock;
         END IF;

@@ -62,9 +62,13 @@ def check_objects(target: str | Connection | None) -> None:
     except SessionStatsError as error:
         if error.sqlstate == DENIED:
             return
-        if error.sqlstate not in UNDEFINED:
-            raise
-        gone = [str(error.__cause__).splitlines()[0]]
+        if error.sqlstate in UNDEFINED:
+            raise SessionStatsError(
+                f"what the migrations created is gone: {str(error.__cause__).splitlines()[0]}. To create it again, run "
+                "DELETE FROM _yoyo_migration WHERE migration_id LIKE '%session_stats%'; and then migrate",
+                error.sqlstate,
+            ) from error
+        raise
     if gone:
         verb = "is" if len(gone) == 1 else "are"
         raise SessionStatsError(

@@ -82,7 +82,7 @@ DOCUMENTED = {
         FROM alicia_session_stats
         WHERE conversation_id = {conversation}""",
 }
-KIN = ("daily_usage", "usage_change", "busiest_hours", "growth_forecast")
+OTHERS = ("daily_usage", "usage_change", "busiest_hours", "growth_forecast")
 FASTER = {"average_session_metrics": (100, 1.0), "most_active_sessions": (1000, 0.2)}  # Times, and milliseconds.
 # A conversation has as many sessions in a large sample as in a small one.
 TYPICAL = """
@@ -123,7 +123,7 @@ SIZES = """
     FROM pg_class AS c
     LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
     INNER JOIN pg_class AS t ON t.oid = COALESCE(i.indrelid, c.oid)
-    WHERE t.relname ~ '^alicia_session_stats(_counters|_candidates|_floor)?$' AND c.relkind IN ('r', 'i')
+    WHERE t.relname ~ '^alicia_session_stats(_rollup|_top_candidates|_top_cutoff)?$' AND c.relkind IN ('r', 'i')
     ORDER BY t.oid, c.relkind DESC, c.oid
 """
 
@@ -285,7 +285,7 @@ def copy_in(connection: Connection, table: str, csv: bytes) -> float:
 def measure_reads(sizes: Sequence[Size]) -> list[Read]:
     """Ask every query in turns, of every system at every size."""
     reads = []
-    todo = [(name, [s for s in sizes if name in DOCUMENTED or s is not sizes[0]]) for name in (*DOCUMENTED, *KIN)]
+    todo = [(name, [s for s in sizes if name in DOCUMENTED or s is not sizes[0]]) for name in (*DOCUMENTED, *OTHERS)]
     with progress(ROUNDS * sum(len(at) for _, at in todo), "queries", "rounds") as bar:
         for name, at in todo:
             asked = [(Read(name, s.rows, defaultdict(list), defaultdict(list), {}), questions(name, s)) for s in at]
@@ -490,7 +490,7 @@ def print_tables(figures: dict[str, Any]) -> None:
 
     at = {(read.query, read.rows): read for read in reads}
     cells = []
-    for name in (*DOCUMENTED, *KIN):
+    for name in (*DOCUMENTED, *OTHERS):
         small, full = at[name, rows // 10], at[name, rows]
         a, b = (statistics.median(read.server["ours"]) for read in (small, full))
         x, y = small.buffers["ours"], full.buffers["ours"]

@@ -6,5 +6,5 @@
 SET LOCAL lock_timeout = '500ms';
 
 DROP FUNCTION IF EXISTS alicia_session_stats_misfits();
-DROP FUNCTION IF EXISTS alicia_session_stats_fix(TEXT, TEXT);
+DROP FUNCTION IF EXISTS alicia_session_stats_fix(TEXT, TEXT, TEXT);
 DROP FUNCTION IF EXISTS alicia_session_stats_catalog();

@@ -86,7 +86,12 @@ objects (object, definition, fault, owner, acl, classid, objid, objsubid) AS (
             (SELECT STRING_AGG(' SET ' || REPLACE(setting, '=', ' = '), '') FROM UNNEST(f.proconfig) AS setting),
             f.prosrc
         ),
-        NULL, f.proowner, COALESCE(f.proacl, ACLDEFAULT('f', f.proowner)), 'pg_proc'::REGCLASS, f.oid, 0
+        -- After ALTER SCHEMA RENAME.
+        CASE WHEN f.prosrc LIKE '%alicia\_session\_stats\_%' AND f.proconfig::TEXT LIKE '%search\_path=%'
+            AND POSITION(FORMAT(', %s,', p.namespace::REGNAMESPACE) IN ARRAY_TO_STRING(f.proconfig, ' ')) = 0
+            THEN 'its search_path lacks its schema'
+        END,
+        f.proowner, COALESCE(f.proacl, ACLDEFAULT('f', f.proowner)), 'pg_proc'::REGCLASS, f.oid, 0
     FROM pg_proc AS f
     CROSS JOIN package AS p
     INNER JOIN pg_language AS l ON l.oid = f.prolang
@@ -112,20 +117,28 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_catalog() IS
 'Private: the application''s tables and the package''s objects, as the catalog has them. object is what COMMENT ON takes.';
 
-CREATE OR REPLACE FUNCTION alicia_session_stats_fix(object TEXT, definition TEXT) RETURNS TEXT
+CREATE OR REPLACE FUNCTION alicia_session_stats_fix(object TEXT, definition TEXT, found TEXT) RETURNS TEXT
 LANGUAGE sql IMMUTABLE
 AS $function$
-SELECT CASE CASE WHEN definition IS NOT NULL THEN SPLIT_PART(object, ' ', 1) END
+SELECT CASE SPLIT_PART(object, ' ', 1) || CASE WHEN object LIKE 'COLUMN %' AND found IS NULL THEN ' missing' ELSE '' END
     WHEN 'COLUMN' THEN FORMAT(
-        'ALTER TABLE %1$s ALTER COLUMN %2$s TYPE %3$s, ALTER COLUMN %2$s %4$s NOT NULL, ALTER COLUMN %2$s %5$s;',
+        'ALTER TABLE %1$s%3$s ALTER COLUMN %2$s %4$s NOT NULL, ALTER COLUMN %2$s %5$s;',
         SUBSTRING(object FROM '^COLUMN (.*)\.'),
         SUBSTRING(object FROM '^COLUMN .*\.(.*)'),
-        SUBSTRING(definition FROM '^(.*?)(?: NOT NULL)?(?: DEFAULT .*)?$'),
+        -- Only where it differs: PostgreSQL refuses TYPE for a column that a view reads, even if the type stays.
+        (
+            SELECT ' ALTER COLUMN ' || SUBSTRING(object FROM '^COLUMN .*\.(.*)') || ' TYPE ' || t.expected || ','
+            FROM (
+                SELECT SUBSTRING(definition FROM t.pattern), SUBSTRING(found FROM t.pattern)
+                FROM (VALUES ('^(.*?)(?: NOT NULL)?(?: DEFAULT .*)?$')) AS t (pattern)
+            ) AS t (expected, found)
+            WHERE t.expected <> t.found
+        ),
         CASE WHEN definition ~ ' NOT NULL' THEN 'SET' ELSE 'DROP' END,
         COALESCE('SET ' || SUBSTRING(definition FROM ' (DEFAULT .*)'), 'DROP DEFAULT')
     )
     WHEN 'CONSTRAINT' THEN FORMAT(
-        'ALTER TABLE %1$s DROP CONSTRAINT IF EXISTS %2$s; ALTER TABLE %1$s ADD CONSTRAINT %2$s %3$s;',
+        'ALTER TABLE %1$s DROP CONSTRAINT IF EXISTS %2$s, ADD CONSTRAINT %2$s %3$s;',
         SUBSTRING(object FROM ' ON (.*)'), SUBSTRING(object FROM '^CONSTRAINT (.*) ON '), definition
     )
     WHEN 'INDEX' THEN FORMAT(
@@ -139,8 +152,8 @@ SELECT CASE CASE WHEN definition IS NOT NULL THEN SPLIT_PART(object, ' ', 1) END
 END
 $function$;
 
-COMMENT ON FUNCTION alicia_session_stats_fix(TEXT, TEXT) IS
-'Private: the statements that give an object of alicia_session_stats_catalog() this definition';
+COMMENT ON FUNCTION alicia_session_stats_fix(TEXT, TEXT, TEXT) IS
+'Private: the statements that give an object of alicia_session_stats_catalog() this definition. found: the one that it has.';
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_misfits()
 RETURNS TABLE (object TEXT, found TEXT, expected TEXT, fix TEXT, can_add BOOLEAN)
@@ -202,7 +215,7 @@ WITH promises (object, definition, pattern, can_add) AS (
     (
         'TRIGGER update_session_stats_updated_at ON alicia_session_stats',
         'CREATE TRIGGER update_session_stats_updated_at BEFORE UPDATE ON alicia_session_stats FOR EACH ROW '
-        'WHEN (old.* IS DISTINCT FROM new.*) EXECUTE FUNCTION update_session_stats_updated_at()',
+        'WHEN (old.* *<> new.*) EXECUTE FUNCTION update_session_stats_updated_at()',
         ' BEFORE (INSERT OR )?UPDATE ', TRUE
     )
 ),
@@ -217,7 +230,11 @@ SELECT
     p.object,
     COALESCE(n.fault, n.definition, 'missing'),
     p.definition,
-    alicia_session_stats_fix(p.object, p.definition),
+    CASE
+        WHEN p.object LIKE 'TRIGGER %' AND TO_REGPROCEDURE('update_session_stats_updated_at()') IS NULL
+            THEN '-- Enable or create a trigger that keeps updated_at.'
+        ELSE alicia_session_stats_fix(p.object, p.definition, n.definition)
+    END,
     p.can_add AND (n.object IS NULL OR n.fault IS NOT NULL)
 FROM promises AS p
 LEFT JOIN catalog AS n ON n.object = p.object
@@ -293,11 +310,15 @@ BEGIN
             USING ERRCODE = 'duplicate_table', HINT = 'Nothing was changed. Rename or drop them.';
     END IF;
 
+    -- The foreign key needs REFERENCES. To compare existing rows with the conversations needs SELECT.
     IF sessions IS NULL OR NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = sessions AND contype = 'f') THEN
-        IF NOT HAS_COLUMN_PRIVILEGE(conversations, 'id', 'REFERENCES') THEN
-            RAISE EXCEPTION 'permission denied: the foreign key needs REFERENCES on alicia_conversations'
+        SELECT STRING_AGG(privilege, ', ') INTO problems
+        FROM UNNEST(ARRAY['REFERENCES', 'SELECT']) AS p (privilege)
+        WHERE NOT HAS_COLUMN_PRIVILEGE(conversations, 'id', privilege) AND (privilege = 'REFERENCES' OR sessions IS NOT NULL);
+        IF problems IS NOT NULL THEN
+            RAISE EXCEPTION 'permission denied: the foreign key needs % on alicia_conversations', problems
                 USING ERRCODE = 'insufficient_privilege',
-                    HINT = FORMAT('Ask its owner for: GRANT REFERENCES ON %s TO %I;', conversations, CURRENT_USER);
+                    HINT = FORMAT('Ask its owner for: GRANT %s ON %s TO %I;', problems, conversations, CURRENT_USER);
         END IF;
     END IF;
     IF sessions IS NULL THEN
@@ -317,7 +338,7 @@ BEGIN
         WHERE LEAST(message_count, tool_call_count, memories_used, session_duration_seconds) < 0
     $rows$ INTO rows_refused;
     IF rows_refused > 0 THEN
-        RAISE EXCEPTION 'alicia_session_stats has % rows with a negative count or duration', rows_refused
+        RAISE EXCEPTION 'rows of alicia_session_stats with a negative count or duration: %', rows_refused
             USING ERRCODE = 'check_violation', HINT = 'Nothing was changed. Correct those rows, then migrate again.';
     END IF;
     IF NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = sessions AND contype = 'f') THEN
@@ -328,7 +349,7 @@ BEGIN
         END INTO rows_refused;
     END IF;
     IF rows_refused > 0 THEN
-        RAISE EXCEPTION 'alicia_session_stats has % rows whose conversation_id is in no conversation', rows_refused
+        RAISE EXCEPTION 'rows of alicia_session_stats whose conversation does not exist: %', rows_refused
             USING ERRCODE = 'foreign_key_violation', HINT = 'Nothing was changed. Correct those rows, then migrate again.';
     END IF;
 END

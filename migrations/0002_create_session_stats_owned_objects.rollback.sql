@@ -1,6 +1,6 @@
 -- Drop the record of what the package creates, with its functions.
 --
--- Why: everything on it is dropped by now. Otherwise the record would be the only trace of what still is to drop.
+-- Why: everything in it is dropped by now. Refused otherwise, since the record tells what is still to be dropped.
 -- Locks: ACCESS EXCLUSIVE on the record, which only migrations use.
 -- Rollback: no row of the application is lost.
 SET LOCAL lock_timeout = '500ms';

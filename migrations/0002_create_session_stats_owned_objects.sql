@@ -35,6 +35,7 @@ AS $function$
 DECLARE
     grantees CONSTANT TEXT := (SELECT c.grantees FROM alicia_session_stats_catalog() AS c WHERE c.object = created);
     schemas TEXT;
+    readers TEXT;
 BEGIN
     IF is_closed AND grantees IS NOT NULL THEN
         EXECUTE FORMAT('REVOKE ALL ON %s FROM %s', REPLACE(created, 'VIEW', 'TABLE'), grantees);
@@ -49,6 +50,17 @@ BEGIN
         FROM pg_class
         WHERE oid IN ('alicia_session_stats'::REGCLASS, 'alicia_session_stats_owned_objects'::REGCLASS);
         EXECUTE FORMAT('ALTER %s SET search_path = pg_catalog, %s, pg_temp', created, schemas);
+    END IF;
+
+    -- The roles that may read the sessions may read the views.
+    IF created LIKE 'VIEW %' THEN
+        SELECT STRING_AGG(DISTINCT CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE g.grantee::REGROLE::TEXT END, ', ') INTO readers
+        FROM pg_class AS c
+        CROSS JOIN LATERAL ACLEXPLODE(c.relacl) AS g
+        WHERE c.oid = 'alicia_session_stats'::REGCLASS AND g.privilege_type = 'SELECT' AND g.grantee <> c.relowner;
+        IF readers IS NOT NULL THEN
+            EXECUTE FORMAT('GRANT SELECT ON %s TO %s', SUBSTR(created, 6), readers);
+        END IF;
     END IF;
 
     INSERT INTO alicia_session_stats_owned_objects AS o
@@ -74,10 +86,25 @@ DECLARE
     record CONSTANT alicia_session_stats_owned_objects := (
         SELECT o FROM alicia_session_stats_owned_objects AS o WHERE o.object = owned
     );
+    part RECORD;
 BEGIN
-    EXECUTE alicia_session_stats_fix(record.object, record.definition);
-    EXECUTE FORMAT('COMMENT ON %s IS %L', record.object, record.comment);
-    PERFORM alicia_session_stats_own(record.object, record.is_closed);
+    -- A function may use what is not restored yet.
+    PERFORM SET_CONFIG('check_function_bodies', 'off', TRUE);
+    BEGIN
+        EXECUTE alicia_session_stats_fix(owned, record.definition, NULL);
+    EXCEPTION WHEN invalid_table_definition THEN
+        -- A view that got other columns.
+        EXECUTE 'DROP ' || owned;
+        EXECUTE alicia_session_stats_fix(owned, record.definition, NULL);
+    END;
+    FOR part IN
+        SELECT o.object, o.comment
+        FROM alicia_session_stats_owned_objects AS o
+        WHERE o.object = owned OR o.object LIKE REPLACE(owned, 'VIEW', 'COLUMN') || '.%'
+    LOOP
+        EXECUTE FORMAT('COMMENT ON %s IS %L', part.object, part.comment);
+    END LOOP;
+    PERFORM alicia_session_stats_own(owned, record.is_closed);
 END
 $function$;
 
@@ -128,7 +155,7 @@ DO $migration$
 BEGIN
     PERFORM alicia_session_stats_own('TABLE alicia_session_stats_owned_objects');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_catalog()');
-    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_fix(text,text)');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_fix(text,text,text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_misfits()');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_own(text,boolean)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_restore(text)');

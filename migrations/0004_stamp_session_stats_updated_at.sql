@@ -30,10 +30,11 @@ BEGIN
         PERFORM alicia_session_stats_own('FUNCTION update_session_stats_updated_at()');
     END IF;
 
-    -- An UPDATE that changes nothing is not a modification.
+    -- An UPDATE that changes nothing is not a modification. *<> compares any column that the application may add: IS DISTINCT
+    -- FROM fails for a type without an equality operator, such as JSON.
     CREATE TRIGGER update_session_stats_updated_at
     BEFORE UPDATE ON alicia_session_stats
-    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+    FOR EACH ROW WHEN (OLD.* *<> NEW.*)
     EXECUTE FUNCTION update_session_stats_updated_at();
 
     COMMENT ON TRIGGER update_session_stats_updated_at ON alicia_session_stats IS

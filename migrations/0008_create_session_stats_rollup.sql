@@ -1,7 +1,8 @@
 -- Create the tables of the rollup: sums for each quarter of an hour, and the sessions with the most messages.
 --
 -- Why: averages, trends and the most active sessions are asked often, and their cost must not grow with
---      alicia_session_stats. A bucket is a quarter of an hour, because in every present time zone a day begins at one.
+--      alicia_session_stats. A bucket is a quarter of an hour, since the days of every present time zone begin on a
+--      quarter-hour boundary of UTC.
 --      docs/design.md explains the rollup and lists its invariants.
 -- Locks: ACCESS SHARE on alicia_session_stats, which is read once to find the first cutoff.
 -- Rollback: drops the tables. No session is lost; the next migrate computes the rollup again.

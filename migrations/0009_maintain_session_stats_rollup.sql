@@ -3,9 +3,9 @@
 -- Why: averages and trends must cost the same at a thousand sessions and at a billion, and be exact in the writer's own
 --      transaction, without a scheduled job.
 -- How: a bucket (15 minutes) has a row for each writer that needed one at the same time. A writer takes the first slot
---      whose advisory lock is free (PG_TRY_ADVISORY_XACT_LOCK, so it never waits) and adds to the slot's row. A row that
---      has had 200 versions is replaced by a new one, and the first slot's new row also takes in the rows of the others.
---      Readers sum all rows of a bucket.
+--      whose advisory lock is free (PG_TRY_ADVISORY_XACT_LOCK, so it never waits) and adds to the slot's row. After 200
+--      updates a new row replaces the slot's row; in slot 0 it also replaces the rows of the other slots. Readers sum all
+--      rows of a bucket.
 --      A session with as many messages as the cutoff is also inserted into the top candidates. Readers ignore stale
 --      candidates. One such write in fifty raises the cutoff and deletes what is below it.
 --      docs/design.md draws this and lists the invariants.
@@ -110,11 +110,11 @@ BEGIN
         slot,
         CLOCK_TIMESTAMP() AT TIME ZONE 'UTC',
         COALESCE((SELECT t.message_count FROM alicia_session_stats_top_cutoff AS t), -1),
-        COALESCE(SUM(sessions), 0) + more_sessions,
-        COALESCE(SUM(messages), 0) + more_messages,
-        COALESCE(SUM(tool_calls), 0) + more_tool_calls,
-        COALESCE(SUM(memories), 0) + more_memories,
-        COALESCE(SUM(seconds), 0) + more_seconds
+        COALESCE(SUM(sessions)::BIGINT, 0) + more_sessions,
+        COALESCE(SUM(messages)::BIGINT, 0) + more_messages,
+        COALESCE(SUM(tool_calls)::BIGINT, 0) + more_tool_calls,
+        COALESCE(SUM(memories)::BIGINT, 0) + more_memories,
+        COALESCE(SUM(seconds)::BIGINT, 0) + more_seconds
     FROM replaced
     RETURNING r.cutoff INTO cutoff;
     RETURN cutoff;
@@ -190,7 +190,8 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_trim() IS
 'Private: raises the cutoff to the thousandth top candidate, and deletes the candidates that are below it or stale';
 
--- The trigger functions are SECURITY DEFINER: a writer needs no right but on alicia_session_stats.
+-- The trigger functions are SECURITY DEFINER: a writer needs no right but on alicia_session_stats. Their literals are typed
+-- and their operators have exact types, so that no overload in another schema is preferred to that of pg_catalog.
 
 -- For each row, because an application updates one session at a time, and that must be fast.
 CREATE OR REPLACE FUNCTION alicia_session_stats_on_update() RETURNS TRIGGER
@@ -315,7 +316,7 @@ BEGIN
     FROM changed_rows AS c
     WHERE c.message_count >= cutoff;
     GET DIAGNOSTICS inserted = ROW_COUNT;
-    IF RANDOM() < trim_share * inserted THEN
+    IF RANDOM() < trim_share * inserted::FLOAT8 THEN
         PERFORM alicia_session_stats_trim();
     END IF;
     RETURN NULL;

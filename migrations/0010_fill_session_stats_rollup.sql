@@ -1,14 +1,13 @@
 -- Fill the rollup with the existing sessions, and open it to the queries.
 --
--- Why: apart from the triggers, so that reading a large table blocks neither readers nor writers. One statement, and so
---      one snapshot, finds what is missing: a session written meanwhile is added by its own writer and by no other. The
---      views come last, so that no query can read half of the sums.
--- Locks: ACCESS SHARE on alicia_session_stats, which is read. It waits for open transactions of writers; writers do not
---        wait for it.
+-- Why: apart from the triggers, so that reading a large table blocks neither readers nor writers. One statement, with one
+--      snapshot, finds what is missing; the triggers add every session that is written after that snapshot. The views are
+--      created in the same transaction, so that no query can read half of the sums.
+-- Locks: ACCESS SHARE on alicia_session_stats, which is read once. Readers and writers go on.
 -- Rollback: drops the views and functions. No session is lost.
 SET LOCAL lock_timeout = '500ms';
 
--- Grouping two thousand buckets costs more than adding them up, so what is only summed reads the parts.
+-- For sums over many buckets: grouping by bucket first would take longer than the sum itself.
 CREATE OR REPLACE VIEW alicia_session_stats_parts AS
 SELECT bucket_start, sessions, messages, tool_calls, memories, seconds
 FROM alicia_session_stats_rollup;
@@ -38,7 +37,7 @@ SELECT
     SUM(seconds)::BIGINT AS seconds
 FROM alicia_session_stats_parts
 GROUP BY bucket_start
-HAVING SUM(sessions) > 0;
+HAVING SUM(sessions)::BIGINT > 0;
 
 COMMENT ON VIEW alicia_session_stats_quarter_hours IS
 'Sums of the sessions that start in a quarter of an hour: one row for each quarter that has sessions. Times are UTC.';
@@ -137,11 +136,11 @@ END
 $function$;
 
 COMMENT ON FUNCTION alicia_session_stats_raise(TEXT, TEXT) IS
-'Raises an error with this SQLSTATE and message, for the named queries';
+'Private: raises an error with this SQLSTATE and message, for the named queries';
 
 -- Not a view, since a view would forbid the application to change the type of a column that it reads.
 CREATE OR REPLACE FUNCTION alicia_session_stats_differences()
-RETURNS TABLE (bucket_start TIMESTAMP, sessions NUMERIC, messages NUMERIC, tool_calls NUMERIC, memories NUMERIC, seconds NUMERIC)
+RETURNS TABLE (bucket_start TIMESTAMP, sessions BIGINT, messages BIGINT, tool_calls BIGINT, memories BIGINT, seconds BIGINT)
 -- SECURITY DEFINER, so that a role that reads the views can verify them. It tells differences only.
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -149,7 +148,9 @@ AS $function$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-    SELECT bucket_start, SUM(sessions), SUM(messages), SUM(tool_calls), SUM(memories), SUM(seconds)
+    SELECT
+        bucket_start, SUM(sessions)::BIGINT, SUM(messages)::BIGINT, SUM(tool_calls)::BIGINT, SUM(memories)::BIGINT,
+        SUM(seconds)::BIGINT
     FROM (
         SELECT
             alicia_session_stats_bucket(created_at) AS bucket_start,
@@ -165,12 +166,31 @@ BEGIN
         FROM alicia_session_stats_parts
     ) AS parts
     GROUP BY bucket_start
-    HAVING (SUM(sessions), SUM(messages), SUM(tool_calls), SUM(memories), SUM(seconds)) <> (0, 0, 0, 0, 0);
+    HAVING (SUM(sessions)::BIGINT, SUM(messages)::BIGINT, SUM(tool_calls)::BIGINT, SUM(memories)::BIGINT, SUM(seconds)::BIGINT)
+        <> (0, 0, 0, 0, 0);
 END
 $function$;
 
 COMMENT ON FUNCTION alicia_session_stats_differences() IS
 'Private: what each bucket of the rollup lacks. No row, unless a write bypassed the triggers. Reads every session.';
+
+CREATE OR REPLACE FUNCTION alicia_session_stats_missing_candidates() RETURNS BIGINT
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $function$
+SELECT COUNT(*)
+FROM alicia_session_stats AS s
+CROSS JOIN alicia_session_stats_top_cutoff AS t
+WHERE (s.message_count, s.created_at, s.id) >= (t.message_count, t.created_at, t.id)
+    AND NOT EXISTS (
+        SELECT FROM alicia_session_stats_top_candidates AS c
+        WHERE c.message_count = s.message_count AND c.created_at = s.created_at
+            AND c.id = s.id AND c.conversation_id = s.conversation_id
+    )
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_missing_candidates() IS
+'Private: how many sessions from the cutoff up are no top candidates: 0, unless a write bypassed the triggers';
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_repair() RETURNS TABLE (object TEXT, corrections BIGINT)
 LANGUAGE plpgsql
@@ -261,8 +281,6 @@ COMMENT ON FUNCTION alicia_session_stats_repair() IS
 'Repairs the rollup after writes that bypassed the triggers. Returns how many buckets and top sessions it corrected.';
 
 DO $migration$
-DECLARE
-    reader TEXT;
 BEGIN
     PERFORM alicia_session_stats_own('VIEW alicia_session_stats_parts');
     PERFORM alicia_session_stats_own('VIEW alicia_session_stats_quarter_hours');
@@ -272,22 +290,10 @@ BEGIN
     );
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_raise(text,text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_differences()');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_missing_candidates()');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_repair()', is_closed => TRUE);
 
-    -- Before the views are open to others: computes the sums of the existing sessions.
+    -- Computes the sums of the existing sessions. Others see the views when this commits.
     PERFORM alicia_session_stats_repair();
-
-    -- The roles that may read the sessions may read their sums.
-    FOR reader IN
-        SELECT DISTINCT CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE g.grantee::REGROLE::TEXT END
-        FROM pg_class AS c
-        CROSS JOIN LATERAL ACLEXPLODE(c.relacl) AS g
-        WHERE c.oid = 'alicia_session_stats'::REGCLASS AND g.privilege_type = 'SELECT' AND g.grantee <> c.relowner
-    LOOP
-        EXECUTE FORMAT(
-            'GRANT SELECT ON alicia_session_stats_parts, alicia_session_stats_quarter_hours, alicia_session_stats_top_sessions '
-            'TO %s', reader
-        );
-    END LOOP;
 END
 $migration$;

@@ -19,7 +19,9 @@ WITH owned AS (
         o.comment,
         o.is_closed,
         o.server_version = CURRENT_SETTING('server_version_num')::INTEGER / 10000 AS is_same_version,
-        SPLIT_PART(o.object, ' ', 1) AS kind
+        SPLIT_PART(o.object, ' ', 1) AS kind,
+        -- What a column or constraint belongs to.
+        COALESCE(SUBSTRING(o.object FROM '^COLUMN (.*)\.'), SUBSTRING(o.object FROM '^CONSTRAINT .* ON (.*)')) AS relation
     FROM alicia_session_stats_owned_objects AS o
 ),
 
@@ -44,13 +46,16 @@ package_differences AS (
     FROM owned AS o
     LEFT JOIN catalog AS c ON o.object = c.object
     CROSS JOIN package AS p
+    LEFT JOIN owned AS v ON v.object = 'VIEW ' || o.relation
     -- Functions and views have long definitions; CREATE does not restore a comment.
     CROSS JOIN LATERAL (
         SELECT CASE
-            WHEN o.kind IN ('FUNCTION', 'TRIGGER', 'VIEW') THEN FORMAT('SELECT alicia_session_stats_restore(%L);', o.object)
+            WHEN v.object IS NOT NULL OR o.kind IN ('FUNCTION', 'TRIGGER', 'VIEW')
+                THEN FORMAT('SELECT alicia_session_stats_restore(%L);', COALESCE(v.object, o.object))
             WHEN o.kind IN ('INDEX', 'CONSTRAINT')
-                THEN alicia_session_stats_fix(o.object, o.definition) || FORMAT(' COMMENT ON %s IS %L;', o.object, o.comment)
-            ELSE alicia_session_stats_fix(o.object, CASE WHEN c.object IS NOT NULL THEN o.definition END)
+                THEN alicia_session_stats_fix(o.object, o.definition, c.definition)
+                || FORMAT(' COMMENT ON %s IS %L;', o.object, o.comment)
+            ELSE alicia_session_stats_fix(o.object, o.definition, c.definition)
         END AS recreate
     ) AS r
     CROSS JOIN LATERAL (
@@ -58,32 +63,31 @@ package_differences AS (
             'missing' AS found,
             'as created' AS expected,
             r.recreate AS fix
-        WHERE c.object IS NULL
+        -- Not the columns of a table that is missing itself.
+        WHERE c.object IS NULL AND TO_REGCLASS(COALESCE(o.relation, 'pg_class')) IS NOT NULL
         UNION ALL
         SELECT
-            c.definition,
-            o.definition,
-            r.recreate
+            c.definition AS found,
+            o.definition AS expected,
+            r.recreate AS fix
         WHERE c.definition <> o.definition AND (o.kind <> 'VIEW' OR o.is_same_version)
         UNION ALL
         SELECT
             c.fault,
             'valid and enabled',
             CASE
-                WHEN o.kind = 'CONSTRAINT' AND c.fault = 'disabled' THEN 'ALTER TABLE alicia_session_stats ENABLE TRIGGER ALL;'
+                WHEN o.kind = 'CONSTRAINT' AND c.fault = 'disabled' THEN r.recreate
                 WHEN o.kind = 'CONSTRAINT'
-                    THEN FORMAT(
-                        'ALTER TABLE alicia_session_stats VALIDATE CONSTRAINT %s;', SUBSTRING(o.object FROM '^CONSTRAINT (.*) ON ')
-                    )
+                    THEN REGEXP_REPLACE(o.object, '^(CONSTRAINT .*) ON (.*)', 'ALTER TABLE \2 VALIDATE \1;')
                 WHEN o.kind = 'INDEX' THEN FORMAT('REINDEX INDEX CONCURRENTLY %s;', SUBSTR(o.object, 7))
-                ELSE
-                    FORMAT('ALTER TABLE alicia_session_stats ENABLE TRIGGER %s;', SUBSTRING(o.object FROM '^TRIGGER (.*) ON '))
+                WHEN o.kind = 'FUNCTION' THEN FORMAT('SELECT alicia_session_stats_own(%L, %L);', o.object, o.is_closed)
+                ELSE REGEXP_REPLACE(o.object, '^(TRIGGER .*) ON (.*)', 'ALTER TABLE \2 ENABLE \1;')
             END
         WHERE c.fault IS NOT NULL
         UNION ALL
         SELECT
             COALESCE('comment ' || c.comment, 'no comment'),
-            'comment ' || o.comment,
+            COALESCE('comment ' || o.comment, 'no comment'),
             FORMAT('COMMENT ON %s IS %L;', o.object, o.comment)
         WHERE c.object IS NOT NULL AND c.comment IS DISTINCT FROM o.comment
         UNION ALL
@@ -111,16 +115,51 @@ time_zones AS (
     WHERE name = 'TimeZone'
     UNION ALL
     SELECT
-        COALESCE('role ' || r.rolname, 'database ' || d.datname),
+        COALESCE('role ' || r.rolname, 'database ' || d.datname, 'all roles'),
         SPLIT_PART(s.setting, '=', 2),
         'ALTER ' || COALESCE(
-            FORMAT('ROLE %I', r.rolname) || COALESCE(FORMAT(' IN DATABASE %I', d.datname), ''), FORMAT('DATABASE %I', d.datname)
+            'ROLE ' || QUOTE_IDENT(r.rolname) || COALESCE(' IN DATABASE ' || QUOTE_IDENT(d.datname), ''),
+            'DATABASE ' || QUOTE_IDENT(d.datname),
+            'ROLE ALL'
         ) || ' SET TimeZone = ''UTC'';'
     FROM pg_db_role_setting AS g
     CROSS JOIN LATERAL UNNEST(g.setconfig) AS s (setting)
     LEFT JOIN pg_roles AS r ON g.setrole = r.oid
     LEFT JOIN pg_database AS d ON g.setdatabase = d.oid
     WHERE s.setting ILIKE 'timezone=%' AND (g.setdatabase = 0 OR d.datname = CURRENT_DATABASE())
+),
+
+differences AS (
+    SELECT
+        object,
+        found,
+        expected,
+        fix
+    FROM package_differences
+    UNION ALL
+    SELECT
+        m.object,
+        m.found,
+        m.expected,
+        m.fix
+    FROM alicia_session_stats_misfits() AS m
+    WHERE m.object NOT IN (SELECT o.object FROM owned AS o)
+    UNION ALL
+    SELECT
+        'TABLE alicia_session_stats',
+        'not readable by ' || owner,
+        'readable by the owner of the package, as whom its triggers run',
+        FORMAT('GRANT SELECT ON alicia_session_stats TO %I;', owner)
+    FROM package
+    WHERE NOT HAS_TABLE_PRIVILEGE(owner, TO_REGCLASS('alicia_session_stats'), 'SELECT')
+    UNION ALL
+    SELECT
+        'TimeZone of ' || holder,
+        zone,
+        'UTC',
+        fix
+    FROM time_zones
+    WHERE REPLACE(UPPER(zone), 'ETC/', '') NOT IN ('UTC', 'UCT', 'UNIVERSAL', 'ZULU', 'GMT')
 )
 
 SELECT
@@ -128,21 +167,6 @@ SELECT
     found,
     expected,
     fix
-FROM package_differences
-UNION ALL
-SELECT
-    m.object,
-    m.found,
-    m.expected,
-    m.fix
-FROM alicia_session_stats_misfits() AS m
-WHERE m.object NOT IN (SELECT o.object FROM owned AS o)
-UNION ALL
-SELECT
-    'TimeZone of ' || holder,
-    zone,
-    'UTC',
-    fix
-FROM time_zones
-WHERE REPLACE(UPPER(zone), 'ETC/', '') NOT IN ('UTC', 'UCT', 'UNIVERSAL', 'ZULU', 'GMT')
-ORDER BY object, found, fix;
+FROM differences
+-- In the order in which they can be fixed: functions first, since defaults and triggers call them.
+ORDER BY object NOT LIKE 'FUNCTION %', object COLLATE "C", found, fix;

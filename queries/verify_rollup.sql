@@ -12,25 +12,6 @@
 -- Reads: no index
 --
 -- psql -f queries/verify_rollup.sql
-WITH lowest AS (
-    SELECT
-        message_count,
-        created_at,
-        id
-    FROM alicia_session_stats_top_sessions
-    ORDER BY message_count, created_at, id
-    LIMIT 1
-),
-
-counts AS (
-    SELECT
-        COUNT(*) AS sessions,
-        COUNT(*) FILTER (WHERE (s.message_count, s.created_at, s.id) >= (l.message_count, l.created_at, l.id)) AS top,
-        (SELECT COUNT(*) FROM alicia_session_stats_top_sessions) AS listed
-    FROM alicia_session_stats AS s
-    LEFT JOIN lowest AS l ON TRUE
-)
-
 SELECT
     'sums of ' || COUNT(*) || ' quarter hours' AS object,
     'wrong, the first at ' || MIN(bucket_start) AS found,
@@ -41,17 +22,18 @@ HAVING COUNT(*) > 0
 UNION ALL
 SELECT
     'top sessions' AS object,
-    top - listed || ' are missing' AS found,
-    'every session down to the last one listed' AS expected,
+    missing || ' are missing' AS found,
+    'every session from the cutoff up' AS expected,
     'SELECT * FROM alicia_session_stats_repair();' AS fix
-FROM counts
-WHERE top > listed
+FROM alicia_session_stats_missing_candidates() AS missing
+WHERE missing > 0
 UNION ALL
 SELECT
     'top sessions' AS object,
     'only ' || listed || ' are listed' AS found,
     'about a thousand; with too few, most_active_sessions reads every session' AS expected,
     'SELECT * FROM alicia_session_stats_repair();' AS fix
-FROM counts
+FROM (SELECT COUNT(*) AS listed FROM alicia_session_stats_top_sessions) AS top_sessions
+CROSS JOIN (SELECT COUNT(*) AS sessions FROM alicia_session_stats) AS all_sessions
 WHERE listed < LEAST(500, sessions)
 ORDER BY object, found;

@@ -15,7 +15,8 @@ import jinja2
 import psycopg
 
 from alicia_session_stats.database import PROGRAM, READING, connect, server_errors
-from alicia_session_stats.named_queries import Query, queries, query
+from alicia_session_stats.named_queries import query
+from alicia_session_stats.query_files import Query, queries
 from alicia_session_stats.report.charts import CHARTS
 from alicia_session_stats.report.vega import Rows
 
