@@ -136,6 +136,6 @@ def _explained(error: psycopg.Error, query: Query, timeout: float, role: str) ->
     elif isinstance(error, errors.UndefinedTable) and "alicia_session_stats" not in message:
         message += f". The query reads tables of the application: see query {query.name} --help"
     elif isinstance(error, errors.UndefinedTable | errors.UndefinedFunction | errors.UndefinedColumn):
-        message += ". Run migrate if this database is not migrated. Else the search_path lacks the schema, or the role USAGE on it"
+        message += ". If this database is migrated, the role lacks USAGE on its schema; else run migrate"
     kind = UsageError if isinstance(error, psycopg.DataError) else SessionStatsError
     return kind(message, error.sqlstate)

@@ -175,18 +175,22 @@ COMMENT ON FUNCTION alicia_session_stats_differences() IS
 'Private: what each bucket of the rollup lacks. No row, unless a write bypassed the triggers. Reads every session.';
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_missing_candidates() RETURNS BIGINT
-LANGUAGE sql STABLE SECURITY DEFINER
+LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $function$
-SELECT COUNT(*)
-FROM alicia_session_stats AS s
-CROSS JOIN alicia_session_stats_top_cutoff AS t
-WHERE (s.message_count, s.created_at, s.id) >= (t.message_count, t.created_at, t.id)
-    AND NOT EXISTS (
-        SELECT FROM alicia_session_stats_top_candidates AS c
-        WHERE c.message_count = s.message_count AND c.created_at = s.created_at
-            AND c.id = s.id AND c.conversation_id = s.conversation_id
-    )
+BEGIN
+    RETURN (
+        SELECT COUNT(*)
+        FROM alicia_session_stats AS s
+        CROSS JOIN alicia_session_stats_top_cutoff AS t
+        WHERE (s.message_count, s.created_at, s.id) >= (t.message_count, t.created_at, t.id)
+            AND NOT EXISTS (
+                SELECT FROM alicia_session_stats_top_candidates AS c
+                WHERE c.message_count = s.message_count AND c.created_at = s.created_at
+                    AND c.id = s.id AND c.conversation_id = s.conversation_id
+            )
+    );
+END
 $function$;
 
 COMMENT ON FUNCTION alicia_session_stats_missing_candidates() IS
