@@ -14,6 +14,7 @@ import os
 import pwd
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -28,6 +29,7 @@ from alicia_session_stats.database import SessionStatsError
 from alicia_session_stats.paths import ROOT
 
 START_TIMEOUT = 60  # Seconds.
+MAX_SOCKET_DIRECTORY = 107 - len("/.s.PGSQL.5432.lock")  # Bytes.
 Run = Callable[..., None]
 
 
@@ -121,11 +123,14 @@ def _state(conninfo: str) -> str:
 
 
 def _make_socket_directory(data: Path) -> Path:
+    """Make a directory that only the server's user enters. What another user put in its place is refused."""
     sockets = _socket_directory(data)
-    sockets.mkdir(mode=0o700, exist_ok=True)
-    if sockets.lstat().st_uid not in (os.geteuid(), _owner()):
-        raise EmbeddedError(f"{sockets} belongs to another user: remove it, or set DATABASE_URL")
-    os.chown(sockets, _owner(), -1)
+    with suppress(FileExistsError):
+        sockets.mkdir(mode=0o700)
+    found = sockets.lstat()  # Of a link itself, not of what it points to.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), _owner()) or found.st_mode & 0o077:
+        raise EmbeddedError(f"{sockets} is not a directory with mode 0700 of this user: remove it, or set DATABASE_URL")
+    os.chown(sockets, _owner(), -1, follow_symlinks=False)
     return sockets
 
 
@@ -140,8 +145,9 @@ def _make_data_directory(run: Run, data: Path) -> None:
 
 
 def _socket_directory(data: Path) -> Path:
-    """Not beside the data, because the path of a socket is limited to about 100 bytes."""
-    return Path("/tmp", f"alicia-{_digest(data)}")
+    """Beside the data, unless that is too long: the path of a socket has 107 bytes at most."""
+    beside = data.with_name(data.name.replace("data", "sockets"))
+    return beside if len(bytes(beside)) <= MAX_SOCKET_DIRECTORY else Path("/tmp", f"alicia-{os.geteuid()}-{_digest(data)}")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -49,7 +50,8 @@ def table_text(value: Any) -> str:
         return f"{value:.2f}"
     if isinstance(value, datetime):
         return value.isoformat(" ", "seconds")
-    return _text(value)
+    # A control character could change what the terminal shows. Written as psql writes it; a line break stays one.
+    return re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f]", lambda control: f"\\x{ord(control[0]):02X}", _text(value))
 
 
 def _write_table(stream: TextIO, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

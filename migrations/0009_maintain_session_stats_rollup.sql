@@ -191,13 +191,16 @@ COMMENT ON FUNCTION alicia_session_stats_trim() IS
 'Private: raises the cutoff to the thousandth top candidate, and deletes the candidates that are below it or stale';
 
 -- The trigger functions are SECURITY DEFINER: a writer needs no right but on alicia_session_stats. Their literals are typed
--- and their operators have exact types, so that no overload in another schema is preferred to that of pg_catalog.
+-- and their operators have exact types, so that no overload in another schema is preferred to that of pg_catalog. Without
+-- sequential scans, since a plan that was made while the rollup was small stays in use when it is large; and without JIT,
+-- which the cost of the one that remains, of the cutoff's only row, would trigger.
 
 -- For each row, because an application updates one session at a time, and that must be fast.
 CREATE OR REPLACE FUNCTION alicia_session_stats_on_update() RETURNS TRIGGER
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET jit = off
 AS $function$
 DECLARE
     in_snapshot CONSTANT BOOLEAN := CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%';
@@ -252,6 +255,7 @@ CREATE OR REPLACE FUNCTION alicia_session_stats_on_insert_or_delete() RETURNS TR
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET jit = off
 AS $function$
 DECLARE
     in_snapshot CONSTANT BOOLEAN := CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%';
@@ -331,6 +335,7 @@ CREATE OR REPLACE FUNCTION alicia_session_stats_on_truncate() RETURNS TRIGGER
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET jit = off
 AS $function$
 BEGIN
     TRUNCATE alicia_session_stats_rollup, alicia_session_stats_top_candidates, alicia_session_stats_top_cutoff;

@@ -1,32 +1,36 @@
--- Bring alicia_session_stats, its conversations and its sums back from the workers to one machine.
+-- Bring alicia_session_stats, its conversations and its rollup back from the workers to one machine.
 --
--- Why: the way back of citus.sql, to what the migrations made. It can be distributed again.
--- Locks: ACCESS EXCLUSIVE on alicia_session_stats, alicia_conversations and the sums until every row is back:
---        readers and writers wait. One transaction: a run that is killed has changed nothing.
--- Rollback: citus.sql. No session is lost. Two conversations that came to hold the same session id stop it. With
---           alicia_conversations, every table comes back that foreign keys link to it, the host's too; where the
---           host had distributed it before citus.sql, it stops: undistribute that first.
+-- Why: the way back of citus.sql, to what the migrations created. The table can be distributed again.
+-- Locks: ACCESS EXCLUSIVE on alicia_session_stats, alicia_conversations and the rollup until every row is back:
+--        readers and writers wait. It is one transaction: if it is interrupted, nothing has changed.
+-- Rollback: citus.sql. No session is lost. It fails if two conversations hold the same session id. Every table that
+--           foreign keys link to alicia_conversations comes back too, also those of the application. It refuses if the
+--           application distributed alicia_conversations itself.
 --
 -- psql -v ON_ERROR_STOP=1 -f scale/citus.rollback.sql
 --
--- On the coordinator, whose disk must hold every row. Where nothing is distributed, it does nothing.
+-- Run it on the coordinator, whose disk must hold every row. Where nothing is distributed, it does nothing.
+
+-- Citus warns of each view that is on the coordinator only.
+SET client_min_messages = error;
+-- Remove what moved or split shards left behind: its triggers use a function that is dropped below.
+SELECT 'CALL citus_cleanup_orphaned_resources()' FROM pg_proc WHERE proname = 'citus_cleanup_orphaned_resources'
+\gexec
 BEGIN;
 SET LOCAL lock_timeout = '500ms';
 SET LOCAL citus.enable_unsafe_triggers = on;
 SET LOCAL citus.multi_shard_modify_mode = 'sequential';
--- That a view stays on the coordinator is as it should be.
-SET LOCAL client_min_messages = error;
 
 DO $scale$
 DECLARE
-    -- What Citus loses of the tables that it brings back, and of the views on them: the comments, and the views' grants.
-    -- PG_IDENTIFY_OBJECT writes what COMMENT ON takes, but for "table column" and "table constraint".
-    remarks CONSTANT TEXT := $query$
-        SELECT FORMAT('COMMENT ON %s %s IS %L', REPLACE(o.type, 'table c', 'c'), o.identity, d.description) AS remark
+    -- Citus creates the tables again, and the views that read them, without comments and without the views' grants.
+    comments_and_grants CONSTANT TEXT := $query$
+        SELECT FORMAT(
+            'COMMENT ON %s %s IS %L', REGEXP_REPLACE(o.type, '.* (column|constraint)$', '\1'), o.identity, d.description
+        )
         FROM pg_description AS d
         CROSS JOIN LATERAL PG_IDENTIFY_OBJECT(d.classoid, d.objoid, d.objsubid) AS o
-        WHERE d.classoid IN ('pg_class'::REGCLASS, 'pg_constraint'::REGCLASS, 'pg_trigger'::REGCLASS)
-            AND o.identity NOT LIKE 'pg\_catalog.%'
+        WHERE d.classoid IN ('pg_class'::REGCLASS, 'pg_constraint'::REGCLASS, 'pg_trigger'::REGCLASS) AND d.objoid >= 16384
         UNION
         SELECT FORMAT(
             'GRANT %s ON %s TO %s%s', g.privilege_type, c.oid::REGCLASS,
@@ -35,54 +39,47 @@ DECLARE
         )
         FROM pg_class AS c
         CROSS JOIN LATERAL ACLEXPLODE(c.relacl) AS g
-        WHERE c.relkind = 'v' AND c.relnamespace <> 'pg_catalog'::REGNAMESPACE AND g.grantee <> c.relowner
+        WHERE c.relkind = 'v' AND c.oid >= 16384 AND g.grantee <> c.relowner
     $query$;
-    kept TEXT[];
+    before TEXT[];
     statement TEXT;
 BEGIN
-    IF NOT EXISTS (SELECT FROM alicia_session_stats_created WHERE object = 'TABLE alicia_session_stats_undistributed') THEN
+    IF NOT EXISTS (SELECT FROM alicia_session_stats_owned_objects WHERE object = 'TABLE alicia_session_stats_undistributed') THEN
         RETURN;
     END IF;
-    IF NOT EXISTS (SELECT FROM alicia_session_stats_undistributed WHERE step = 0) THEN
-        RAISE EXCEPTION 'alicia_conversations was distributed before alicia_session_stats, and not by this package'
-            USING HINT = 'Undistribute it, with what refers to it; then INSERT INTO alicia_session_stats_undistributed '
-                'VALUES (0, ''SELECT''), and run this again.';
+    IF EXISTS (SELECT FROM alicia_session_stats_undistributed WHERE object = 'TABLE alicia_conversations') THEN
+        RAISE EXCEPTION 'the application distributed alicia_conversations, and the sessions come back only with it'
+            USING HINT = 'DELETE FROM alicia_session_stats_undistributed WHERE object = ''TABLE alicia_conversations''; then run '
+                'this again. It brings back every table that foreign keys link to alicia_conversations.';
     END IF;
-    LOCK TABLE alicia_conversations, alicia_session_stats, alicia_session_stats_shard_counters IN ACCESS EXCLUSIVE MODE;
+    LOCK TABLE alicia_conversations, alicia_session_stats, alicia_session_stats_shard_rollup IN ACCESS EXCLUSIVE MODE;
 
-    FOR statement IN
-        SELECT FORMAT('DROP TRIGGER %I ON alicia_session_stats', tgname)
-        FROM pg_trigger
-        WHERE tgrelid = 'alicia_session_stats'::REGCLASS AND tgname LIKE 'count\_session\_stats\_%'
-    LOOP
-        EXECUTE statement;
-    END LOOP;
-    DROP FUNCTION alicia_session_stats_shard_counted();
-
-    EXECUTE FORMAT('SELECT ARRAY_AGG(remark) FROM (%s) AS r', remarks) INTO kept;
-    SELECT u.statement INTO statement FROM alicia_session_stats_undistributed AS u WHERE u.step = 0;
-    EXECUTE statement;
-    -- Not dropped yet: as long as it is distributed, Citus does not let its view read another table.
-    PERFORM UNDISTRIBUTE_TABLE('alicia_session_stats_shard_counters');
-    FOR statement IN EXECUTE 'SELECT UNNEST($1) EXCEPT (' || remarks || ')' USING kept LOOP
+    -- Moving the rows must not fire the triggers.
+    FOR statement IN SELECT 'DROP ' || object FROM alicia_session_stats_undistributed WHERE object LIKE 'TRIGGER %' LOOP
         EXECUTE statement;
     END LOOP;
 
-    FOR statement IN
-        SELECT u.statement FROM alicia_session_stats_undistributed AS u WHERE u.step > 0 ORDER BY u.step
-    LOOP
+    EXECUTE FORMAT('SELECT ARRAY(%s)', comments_and_grants) INTO before;
+    PERFORM UNDISTRIBUTE_TABLE('alicia_conversations', cascade_via_foreign_keys => TRUE);
+    PERFORM UNDISTRIBUTE_TABLE('alicia_session_stats_shard_rollup');
+    FOR statement IN EXECUTE FORMAT('SELECT UNNEST($1) EXCEPT (%s)', comments_and_grants) USING before LOOP
         EXECUTE statement;
     END LOOP;
-    DROP TABLE alicia_session_stats_undistributed;
-    DROP TABLE alicia_session_stats_shard_counters;
-    DELETE FROM alicia_session_stats_created
-    WHERE object IN (
-        'TABLE alicia_session_stats_undistributed', 'TABLE alicia_session_stats_shard_counters',
-        'FUNCTION alicia_session_stats_shard_counted()'
-    );
 
-    -- No candidate and the highest floor: repair lowers it to the thousandth session, and counts all.
-    UPDATE alicia_session_stats_floor SET message_count = 2147483647;
+    -- Restore what was replaced, and its records.
+    PERFORM alicia_session_stats_drop('CONSTRAINT alicia_session_stats_pkey ON alicia_session_stats');
+    INSERT INTO alicia_session_stats_owned_objects
+    SELECT * FROM alicia_session_stats_undistributed
+    ON CONFLICT (object) DO UPDATE SET definition = excluded.definition, comment = excluded.comment;
+    PERFORM alicia_session_stats_restore(object) FROM alicia_session_stats_undistributed;
+    -- The primary key of an adopted table is the application's.
+    DELETE FROM alicia_session_stats_owned_objects
+    WHERE object ~ '^CONSTRAINT .* ON alicia_session_stats$' AND definition ~ '^PRIMARY KEY'
+        AND NOT EXISTS (SELECT FROM alicia_session_stats_owned_objects WHERE object = 'TABLE alicia_session_stats');
+    PERFORM alicia_session_stats_drop('TABLE alicia_session_stats_shard_rollup');
+    PERFORM alicia_session_stats_drop('FUNCTION alicia_session_stats_on_shard_change()');
+    PERFORM alicia_session_stats_drop('TABLE alicia_session_stats_undistributed');
+    -- Computes the rollup from the sessions.
     PERFORM alicia_session_stats_repair();
 END
 $scale$;

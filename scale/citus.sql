@@ -1,338 +1,313 @@
--- Distribute alicia_session_stats, its conversations and its sums over the workers of a Citus cluster.
+-- Distribute alicia_session_stats, its conversations and its rollup over the workers of a Citus cluster.
 --
--- Why: when one machine no longer takes the writes. Each conversation lives, with its sessions and their sums, on
---      one shard; every worker takes writes for its own. The rows that are there are moved, and the queries stay as
---      they are: they read the same tables and views.
--- Locks: ACCESS EXCLUSIVE on alicia_session_stats, alicia_conversations and the sums until every row is moved:
---        readers and writers wait. One transaction: a run that is killed has changed nothing. It waits half a
---        second for its locks; where that is too short, run it again.
--- Rollback: citus.rollback.sql. No session is lost.
+-- Why: one machine no longer takes the writes. Each conversation lives on one shard, with its sessions and their part
+--      of the rollup. The existing rows move to the workers. The queries stay as they are.
+-- How: on each shard, a trigger appends the change of a statement to the shard of alicia_session_stats_shard_rollup
+--      with the same hash range, which Citus keeps on the same worker: no network, and no row that two writers share.
+--      One write in fifty merges the appended rows. The top sessions are not kept: each worker sorts its sessions, and
+--      the coordinator merges the first ones. alicia_session_stats_undistributed keeps the records of what is replaced.
+-- Locks: ACCESS EXCLUSIVE on alicia_session_stats, alicia_conversations and the rollup until every row has moved:
+--        readers and writers wait. It is one transaction: if it is interrupted, nothing has changed. It waits half a
+--        second for its locks, then fails; run it again.
+-- Rollback: citus.rollback.sql, also before a migration is rolled back. No session is lost.
 --
 -- psql -v ON_ERROR_STOP=1 -f scale/citus.sql
 --
--- On the coordinator of a cluster with its workers added, in a database that is migrated. Where it has been run
--- already, it does nothing. The number of shards is citus.shard_count. Tried with Citus 13.2 on PostgreSQL 15.
+-- Run it on the coordinator, after adding the workers, in a migrated database. A second run does nothing. The setting
+-- citus.shard_count is the number of shards. Tested with Citus 13.2 on PostgreSQL 15.
 --
--- How the sums stay exact. A trigger runs on each shard, in the transaction that writes, and appends what changes to
--- the counters' shard of the same hash range, which Citus keeps on the same worker: no network, and no row that two
--- writers share. Now and then it gathers what was appended, if nobody else is at it. bucket is some conversation_id
--- of the shard, so that Citus can move and split shards of the counters with those of the sessions. The leaders
--- are no longer kept: each worker sorts its own sessions, and the coordinator merges the first ones.
---
--- What Citus does not take:
--- * An id that is unique by itself: the primary key becomes (conversation_id, id). The 122 random bits of an id stay.
--- * A session that moves to another conversation: UPDATE of conversation_id is refused.
--- * rebuild_sessions, which Citus cannot plan, and delete_sessions_before, for FOR UPDATE SKIP LOCKED: both are
---   refused with an error, and change nothing. Delete old sessions with citus.purge.sql.
--- * record_activity finds its session by id alone, and so asks every shard. Where the application knows the
---   conversation, ask one: UPDATE alicia_session_stats SET ... WHERE conversation_id = 'ac_xxx' AND id = 'ass_xxx'.
--- * table_health shows the coordinator's empty tables, not the shards: see SELECT * FROM citus_tables.
--- * The rights of a view's owner: whoever reads alicia_session_stats_quarter_hours needs SELECT on
---   alicia_session_stats_shard_counters too; those who may read it now are granted that. And every role that reads or
---   writes must be able to log in at the workers.
--- * Splitting a shard while it is written: citus_split_shard_by_split_points needs 'block_writes'. Moving one does not,
---   where wal_level is logical.
--- * No snapshot spans the shards: each is exact at its own instant.
+-- What is different on Citus:
+-- * The primary key is (conversation_id, id), because a unique index must hold the distribution column. Ids stay
+--   unique by their 122 random bits.
+-- * conversation_id cannot be updated.
+-- * rebuild_sessions and delete_sessions_before fail with an error and change nothing: Citus has no plan for the
+--   first, and no FOR UPDATE SKIP LOCKED over several shards. Delete old sessions with citus.purge.sql.
+-- * record_activity looks for its session on every shard, because it knows the id only. An application that knows the
+--   conversation asks one: UPDATE alicia_session_stats SET ... WHERE conversation_id = 'ac_xxx' AND id = 'ass_xxx'.
+-- * Citus reads all of alicia_session_stats_quarter_hours before it applies a condition on bucket_start: two seconds
+--   for a year on 32 shards.
+-- * table_health shows the coordinator's empty tables. For the shards: SELECT * FROM citus_tables.
+-- * Workers check the reader's own privileges, not those of a view's owner. Roles that may read
+--   alicia_session_stats_quarter_hours now are granted SELECT on alicia_session_stats_shard_rollup; grant it to later ones.
+--   Every role must be able to log in to the workers.
+-- * A shard is split with 'block_writes' only. Shards move while they are written if wal_level is logical.
+-- * No snapshot spans the shards: each is exact at an instant of its own.
 BEGIN;
 SET LOCAL lock_timeout = '500ms';
--- Checked when a trigger is created or its table distributed, and only then: not when it fires.
+-- Citus checks this when a trigger is created or its table is distributed, not when the trigger fires.
 SET LOCAL citus.enable_unsafe_triggers = on;
--- One connection to each worker, so that functions and tables can be created in the same transaction.
+-- One connection per worker, so that one transaction can create functions and tables.
 SET LOCAL citus.multi_shard_modify_mode = 'sequential';
 SET LOCAL client_min_messages = warning;
 
 DO $scale$
 DECLARE
-    replaced TEXT;
-    conversations TEXT;
-    readers TEXT[];
+    primary_key CONSTANT TEXT := 'CONSTRAINT alicia_session_stats_pkey ON alicia_session_stats';
+    readers TEXT;
+    colocated TEXT;
+    statement TEXT;
 BEGIN
     IF TO_REGCLASS('pg_catalog.pg_dist_partition') IS NULL THEN
         RAISE EXCEPTION 'this database has no Citus'
-            USING HINT = 'CREATE EXTENSION citus; then citus_set_coordinator_host() and citus_add_node() for each worker.';
+            USING HINT = 'CREATE EXTENSION citus; then citus_set_coordinator_host(), and citus_add_node() for each worker.';
     END IF;
-    IF TO_REGCLASS('alicia_session_stats_leaders') IS NULL THEN
+    IF TO_REGCLASS('alicia_session_stats_top_sessions') IS NULL THEN
         RAISE EXCEPTION 'this database is not migrated' USING HINT = 'Run migrate first.';
     END IF;
-    IF EXISTS (SELECT FROM alicia_session_stats_created WHERE object = 'TABLE alicia_session_stats_undistributed') THEN
+    IF EXISTS (SELECT FROM alicia_session_stats_owned_objects WHERE object = 'TABLE alicia_session_stats_undistributed') THEN
         RETURN;
     END IF;
-    LOCK TABLE alicia_conversations, alicia_session_stats, alicia_session_stats_counters IN ACCESS EXCLUSIVE MODE;
+    LOCK TABLE alicia_conversations, alicia_session_stats, alicia_session_stats_rollup IN ACCESS EXCLUSIVE MODE;
 
-    -- What is replaced ------------------------------------------------------------------------------------
+    -- Keep the records of what is replaced -----------------------------------------------------------------
 
-    CREATE TABLE alicia_session_stats_undistributed (
-        step INTEGER CONSTRAINT alicia_session_stats_undistributed_pkey PRIMARY KEY,
-        statement TEXT NOT NULL
-    );
+    CREATE TABLE alicia_session_stats_undistributed (LIKE alicia_session_stats_owned_objects INCLUDING ALL);
 
     COMMENT ON TABLE alicia_session_stats_undistributed IS
-    'What scale/citus.sql replaced: the statements with which scale/citus.rollback.sql brings it back';
-    COMMENT ON COLUMN alicia_session_stats_undistributed.step IS
-    'Their order';
-    COMMENT ON COLUMN alicia_session_stats_undistributed.statement IS
-    'The statement, as it is executed';
-    INSERT INTO alicia_session_stats_created VALUES ('TABLE alicia_session_stats_undistributed');
+    'Private: records of what scale/citus.sql replaced, for scale/citus.rollback.sql to restore';
+    PERFORM alicia_session_stats_own('TABLE alicia_session_stats_undistributed', is_closed => TRUE);
 
-    -- Each shard asks for the reader's own rights on what a view reads, not for those of the view's owner.
-    SELECT ARRAY_AGG(DISTINCT CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE g.grantee::REGROLE::TEXT END)
-    INTO readers
-    FROM pg_class AS c
-    CROSS JOIN LATERAL ACLEXPLODE(c.relacl) AS g
-    WHERE c.oid = 'alicia_session_stats_quarter_hours'::REGCLASS AND g.privilege_type = 'SELECT' AND g.grantee <> c.relowner;
-
-    -- Comments last: they are on what the others create. PG_IDENTIFY_OBJECT writes what COMMENT ON takes.
     INSERT INTO alicia_session_stats_undistributed
-    SELECT ROW_NUMBER() OVER (ORDER BY kind, statement), statement
-    FROM (
-        SELECT
-            1 AS kind,
-            FORMAT(
-                'ALTER TABLE alicia_session_stats DROP CONSTRAINT %1$I, ADD CONSTRAINT %1$I %2$s',
-                conname, PG_GET_CONSTRAINTDEF(oid)
-            ) AS statement
-        FROM pg_constraint
-        WHERE conrelid = 'alicia_session_stats'::REGCLASS AND contype = 'p'
-        UNION ALL
-        SELECT 2, PG_GET_FUNCTIONDEF('alicia_session_stats_repair()'::REGPROCEDURE)
-        UNION ALL
-        SELECT 2, FORMAT('CREATE OR REPLACE VIEW %s AS %s', name, PG_GET_VIEWDEF(name))
-        FROM UNNEST(ARRAY['alicia_session_stats_quarter_hours', 'alicia_session_stats_leaders']::REGCLASS[]) AS v (name)
-        UNION ALL
-        SELECT 3, PG_GET_TRIGGERDEF(oid)
-        FROM pg_trigger
-        WHERE tgrelid = 'alicia_session_stats'::REGCLASS AND tgname LIKE 'count\_session\_stats\_%'
-        UNION ALL
-        SELECT 4, FORMAT('COMMENT ON %s %s IS %L', o.type, o.identity, d.description)
-        FROM pg_description AS d
-        CROSS JOIN LATERAL PG_IDENTIFY_OBJECT(d.classoid, d.objoid, d.objsubid) AS o
-        WHERE (d.classoid = 'pg_class'::REGCLASS AND d.objoid = 'alicia_session_stats_leaders'::REGCLASS AND d.objsubid = 0)
-            OR (d.classoid = 'pg_trigger'::REGCLASS AND d.objoid IN (
-                SELECT oid
-                FROM pg_trigger
-                WHERE tgrelid = 'alicia_session_stats'::REGCLASS AND tgname LIKE 'count\_session\_stats\_%'
-            ))
-    ) AS statements;
+    SELECT *
+    FROM alicia_session_stats_owned_objects
+    WHERE object ~ '^TRIGGER rollup_session_stats_'
+        OR object ~ '^(VIEW|FUNCTION) alicia_session_stats_(parts|top_sessions|between|missing_candidates|repair)\M'
+    UNION ALL
+    -- The primary key of an adopted table is not in the record.
+    SELECT object, definition, comment, FALSE, 0
+    FROM alicia_session_stats_catalog()
+    WHERE object ~ '^CONSTRAINT .* ON alicia_session_stats$' AND definition ~ '^PRIMARY KEY';
 
-    -- While rows are moved, and the local ones removed, nothing may be counted.
-    FOR replaced IN
-        SELECT tgname FROM pg_trigger WHERE tgrelid = 'alicia_session_stats'::REGCLASS AND tgname LIKE 'count\_session\_stats\_%'
-    LOOP
-        EXECUTE FORMAT('DROP TRIGGER %I ON alicia_session_stats', replaced);
+    -- Distribute the tables --------------------------------------------------------------------------------
+
+    CREATE TABLE alicia_session_stats_shard_rollup (
+        shard_key TEXT NOT NULL,
+        bucket_start TIMESTAMP NOT NULL,
+        is_merged BOOLEAN NOT NULL,
+        sessions BIGINT NOT NULL,
+        messages BIGINT NOT NULL,
+        tool_calls BIGINT NOT NULL,
+        memories BIGINT NOT NULL,
+        seconds BIGINT NOT NULL
+    );
+    CREATE INDEX idx_session_stats_shard_rollup ON alicia_session_stats_shard_rollup (bucket_start);
+    CREATE INDEX idx_session_stats_shard_appended ON alicia_session_stats_shard_rollup (bucket_start) WHERE NOT is_merged;
+    -- It has no key, and Citus moves a shard by logical replication.
+    ALTER TABLE alicia_session_stats_shard_rollup REPLICA IDENTITY FULL;
+
+    COMMENT ON TABLE alicia_session_stats_shard_rollup IS
+    'Private: sums of each shard of alicia_session_stats, in parts, kept by triggers. Read alicia_session_stats_quarter_hours instead.';
+    COMMENT ON COLUMN alicia_session_stats_shard_rollup.shard_key IS
+    'Distribution column: a conversation_id of the shard';
+    COMMENT ON COLUMN alicia_session_stats_shard_rollup.bucket_start IS
+    'Start of the quarter of an hour in which the sessions start (UTC)';
+    COMMENT ON COLUMN alicia_session_stats_shard_rollup.is_merged IS
+    'false: a writer appended the row, and it waits to be merged';
+    COMMENT ON COLUMN alicia_session_stats_shard_rollup.sessions IS
+    'Number of sessions (one row''s may be negative)';
+    COMMENT ON COLUMN alicia_session_stats_shard_rollup.messages IS
+    'Sum of message_count';
+    COMMENT ON COLUMN alicia_session_stats_shard_rollup.tool_calls IS
+    'Sum of tool_call_count';
+    COMMENT ON COLUMN alicia_session_stats_shard_rollup.memories IS
+    'Sum of memories_used';
+    COMMENT ON COLUMN alicia_session_stats_shard_rollup.seconds IS
+    'Sum of session_duration_seconds (seconds)';
+    COMMENT ON INDEX idx_session_stats_shard_rollup IS
+    'The sums of a time window';
+    COMMENT ON INDEX idx_session_stats_shard_appended IS
+    'The rows that wait to be merged';
+
+    -- The existing sums may be on any shard.
+    INSERT INTO alicia_session_stats_shard_rollup
+    SELECT bucket_start::TEXT, bucket_start, TRUE, sessions, messages, tool_calls, memories, seconds
+    FROM alicia_session_stats_quarter_hours;
+
+    -- Moving the rows must not fire the triggers.
+    FOR statement IN SELECT 'DROP ' || object FROM alicia_session_stats_undistributed WHERE object LIKE 'TRIGGER %' LOOP
+        EXECUTE statement;
     END LOOP;
+    DELETE FROM alicia_session_stats_rollup;
+    DELETE FROM alicia_session_stats_top_candidates;
+    UPDATE alicia_session_stats_top_cutoff SET message_count = 2147483647, created_at = 'infinity';
 
-    -- What replaces it ------------------------------------------------------------------------------------
+    SELECT FORMAT('ALTER TABLE alicia_session_stats DROP CONSTRAINT %I', conname) INTO statement
+    FROM pg_constraint
+    WHERE conrelid = 'alicia_session_stats'::REGCLASS AND contype = 'p';
+    EXECUTE statement;
+    ALTER TABLE alicia_session_stats ADD CONSTRAINT alicia_session_stats_pkey PRIMARY KEY (conversation_id, id);
 
-    -- For each statement, and on each shard that it writes to; the transition tables hold this shard's rows.
-    CREATE FUNCTION alicia_session_stats_shard_counted() RETURNS TRIGGER
+    -- Conversations first, since the sessions refer to them; unless the application has distributed them.
+    SELECT CASE partmethod WHEN 'h' THEN 'alicia_conversations' ELSE 'default' END INTO colocated
+    FROM pg_dist_partition
+    WHERE logicalrelid = 'alicia_conversations'::REGCLASS;
+    IF colocated IS NULL THEN
+        PERFORM CREATE_DISTRIBUTED_TABLE('alicia_conversations', 'id');
+    END IF;
+    PERFORM CREATE_DISTRIBUTED_TABLE(
+        'alicia_session_stats', 'conversation_id', colocate_with => COALESCE(colocated, 'alicia_conversations')
+    );
+    PERFORM CREATE_DISTRIBUTED_TABLE('alicia_session_stats_shard_rollup', 'shard_key', colocate_with => 'alicia_session_stats');
+    PERFORM TRUNCATE_LOCAL_DATA_AFTER_DISTRIBUTING_TABLE(name)
+    FROM UNNEST(ARRAY['alicia_session_stats', 'alicia_conversations', 'alicia_session_stats_shard_rollup']::REGCLASS[]) AS t (name)
+    WHERE PG_RELATION_SIZE(name) > 0;
+
+    SELECT grantees INTO readers FROM alicia_session_stats_catalog() WHERE object = 'VIEW alicia_session_stats_quarter_hours';
+    IF readers IS NOT NULL THEN
+        EXECUTE 'GRANT SELECT ON alicia_session_stats_shard_rollup TO ' || readers;
+    END IF;
+
+    -- Replace what reads and writes them -------------------------------------------------------------------
+
+    -- Fires for each statement on each shard; the transition tables hold the rows of the shard.
+    CREATE FUNCTION alicia_session_stats_on_shard_change() RETURNS TRIGGER
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS $function$
     DECLARE
-        counters TEXT := FORMAT('%I.alicia_session_stats_shard_counters', TG_TABLE_SCHEMA);
-        changed CONSTANT TEXT := 'SELECT conversation_id, created_at, 1 AS sign, memories_used, session_duration_seconds, '
-            'message_count, tool_call_count FROM new_rows';
-        was CONSTANT TEXT := 'SELECT conversation_id, created_at, -1 AS sign, memories_used, session_duration_seconds, '
-            'message_count, tool_call_count FROM old_rows';
+        lock_class CONSTANT INTEGER := 1634494819;
+        merge_share CONSTANT FLOAT8 := 0.02;
+        sums CONSTANT TEXT := 'SUM(sessions), SUM(messages), SUM(tool_calls), SUM(memories), SUM(seconds)';
+        changes CONSTANT TEXT := 'SELECT conversation_id AS shard_key, alicia_session_stats_bucket(created_at) AS bucket_start, '
+            '%1$s AS sessions, %1$s * message_count::BIGINT AS messages, %1$s * tool_call_count::BIGINT AS tool_calls, '
+            '%1$s * memories_used::BIGINT AS memories, %1$s * session_duration_seconds::BIGINT AS seconds FROM %2$s';
+        inserted CONSTANT TEXT := FORMAT(changes, 1, 'new_rows');
+        deleted CONSTANT TEXT := FORMAT(changes, -1, 'old_rows');
         shard BIGINT;
+        rollup TEXT;
         appended BIGINT;
     BEGIN
-        -- The sibling is looked up by its hash range: after a split, the numbers of shards do not tell it.
-        IF TG_TABLE_NAME <> 'alicia_session_stats' THEN
-            SELECT c.shardid INTO STRICT shard
-            FROM pg_dist_shard AS s
-            INNER JOIN pg_dist_shard AS c USING (shardminvalue, shardmaxvalue)
-            WHERE s.shardid = SUBSTRING(TG_TABLE_NAME FROM '_(\d+)$')::BIGINT AND c.logicalrelid = counters::REGCLASS;
-            counters := FORMAT('%I.alicia_session_stats_shard_counters_%s', TG_TABLE_SCHEMA, shard);
-        END IF;
-
-        -- This one fires at the coordinator too, on the table itself.
+        -- TRUNCATE fires on the coordinator, and also on a shard that Citus has moved.
         IF TG_OP = 'TRUNCATE' THEN
-            EXECUTE 'DELETE FROM ' || counters;
+            IF TG_RELID = 'alicia_session_stats'::REGCLASS THEN
+                TRUNCATE alicia_session_stats_shard_rollup;
+            END IF;
             RETURN NULL;
         END IF;
 
+        -- The rollup's shard is found by its hash range: after a split, the numbers of the shards do not match.
+        SELECT r.shardid, SHARD_NAME(r.logicalrelid, r.shardid) INTO STRICT shard, rollup
+        FROM pg_dist_shard AS s
+        INNER JOIN pg_dist_shard AS r ON r.shardminvalue = s.shardminvalue AND r.shardmaxvalue = s.shardmaxvalue
+        WHERE s.shardid = SUBSTRING(TG_TABLE_NAME FROM '_(\d+)$')::BIGINT
+            AND r.logicalrelid = 'alicia_session_stats_shard_rollup'::REGCLASS;
+
         EXECUTE FORMAT(
-            'INSERT INTO %s (bucket, quarter_hour, is_gathered, sessions, memories, active_seconds, messages, tool_calls) '
-            'SELECT MIN(conversation_id), DATE_BIN(''15 minutes'', created_at, ''2000-01-01''), FALSE, SUM(sign), '
-            'SUM(sign * memories_used::BIGINT), SUM(sign * session_duration_seconds::BIGINT), '
-            'SUM(sign * message_count::BIGINT), SUM(sign * tool_call_count::BIGINT) FROM (%s) AS changes GROUP BY 2 '
-            'HAVING (SUM(sign), SUM(sign * memories_used::BIGINT), SUM(sign * session_duration_seconds::BIGINT), '
-            'SUM(sign * message_count::BIGINT), SUM(sign * tool_call_count::BIGINT)) <> (0, 0, 0, 0, 0)',
-            counters, CASE TG_OP WHEN 'INSERT' THEN changed WHEN 'DELETE' THEN was ELSE changed || ' UNION ALL ' || was END
+            'INSERT INTO %1$s SELECT MIN(shard_key), bucket_start, FALSE, %2$s FROM (%3$s) AS changes '
+            'GROUP BY bucket_start HAVING (%2$s) <> (0, 0, 0, 0, 0)',
+            rollup, sums,
+            CASE TG_OP WHEN 'INSERT' THEN inserted WHEN 'DELETE' THEN deleted ELSE inserted || ' UNION ALL ' || deleted END
         );
         GET DIAGNOSTICS appended = ROW_COUNT;
 
-        -- Whoever appends fifty rows gathers, and one in fifty of those who append one. Nobody waits: one at a time,
-        -- and above read committed, where a row that another has gathered could not be deleted, not at all.
-        IF RANDOM() * 50 < appended AND CURRENT_SETTING('transaction_isolation') LIKE 'read%'
-            AND PG_TRY_ADVISORY_XACT_LOCK(1634494819, (shard & 2147483647)::INTEGER)
+        -- One transaction merges at a time, while the others append: no writer waits. Under REPEATABLE READ, deleting a
+        -- row that was merged concurrently would fail.
+        IF RANDOM() < merge_share * appended AND CURRENT_SETTING('transaction_isolation') LIKE 'read%'
+            AND PG_TRY_ADVISORY_XACT_LOCK(lock_class, (shard & 2147483647)::INTEGER)
         THEN
             EXECUTE FORMAT(
-                'WITH appended AS (DELETE FROM %1$s WHERE NOT is_gathered RETURNING *), '
-                'gathered AS (DELETE FROM %1$s WHERE is_gathered AND quarter_hour IN (SELECT quarter_hour FROM appended) '
-                'RETURNING *) '
-                'INSERT INTO %1$s (bucket, quarter_hour, is_gathered, sessions, memories, active_seconds, messages, tool_calls) '
-                'SELECT MIN(bucket), quarter_hour, TRUE, SUM(sessions), SUM(memories), SUM(active_seconds), SUM(messages), '
-                'SUM(tool_calls) FROM (SELECT * FROM appended UNION ALL SELECT * FROM gathered) AS parts GROUP BY quarter_hour '
-                'HAVING (SUM(sessions), SUM(memories), SUM(active_seconds), SUM(messages), SUM(tool_calls)) <> (0, 0, 0, 0, 0)',
-                counters
+                'WITH appended AS (DELETE FROM %1$s WHERE NOT is_merged RETURNING *), '
+                'merged AS (DELETE FROM %1$s WHERE is_merged AND bucket_start IN (SELECT bucket_start FROM appended) RETURNING *) '
+                'INSERT INTO %1$s SELECT MIN(shard_key), bucket_start, TRUE, %2$s '
+                'FROM (SELECT * FROM appended UNION ALL SELECT * FROM merged) AS parts '
+                'GROUP BY bucket_start HAVING (%2$s) <> (0, 0, 0, 0, 0)',
+                rollup, sums
             );
         END IF;
         RETURN NULL;
     END
     $function$;
 
-    COMMENT ON FUNCTION alicia_session_stats_shard_counted() IS
-    'Trigger function: counts the changes of one shard of alicia_session_stats into the sums of the same shard';
-    REVOKE EXECUTE ON FUNCTION alicia_session_stats_shard_counted() FROM PUBLIC;
-    INSERT INTO alicia_session_stats_created VALUES ('FUNCTION alicia_session_stats_shard_counted()');
+    COMMENT ON FUNCTION alicia_session_stats_on_shard_change() IS
+    'Private: trigger function that adds the changes of a shard of alicia_session_stats to the same shard of the rollup';
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_on_shard_change()', is_closed => TRUE);
+    -- If the extension is newer than the migrations, the workers do not have this function yet.
+    PERFORM CREATE_DISTRIBUTED_FUNCTION('alicia_session_stats_bucket(timestamp)');
 
-    -- Its owner, and who may call it, stay.
-    EXECUTE FORMAT($create$
-        CREATE OR REPLACE FUNCTION alicia_session_stats_repair() RETURNS TABLE (object TEXT, corrections BIGINT)
-        LANGUAGE plpgsql
-        SET search_path = pg_catalog, %I, %s, pg_temp
-        AS $function$
-        BEGIN
-            -- Writers wait, on every node: no snapshot spans the shards.
-            LOCK TABLE alicia_session_stats IN SHARE ROW EXCLUSIVE MODE;
-            INSERT INTO alicia_session_stats_shard_counters (
-                bucket, quarter_hour, is_gathered, sessions, memories, active_seconds, messages, tool_calls
-            )
-            SELECT quarter_hour::TEXT, quarter_hour, FALSE, sessions, memories, active_seconds, messages, tool_calls
-            FROM alicia_session_stats_differences();
-            object := 'quarter hours';
-            GET DIAGNOSTICS corrections = ROW_COUNT;
-            RETURN NEXT;
-            object := 'leaders';
-            corrections := 0;
-            RETURN NEXT;
-        END
-        $function$
-    $create$, CURRENT_SCHEMA(), (SELECT relnamespace::REGNAMESPACE FROM pg_class WHERE oid = 'alicia_session_stats'::REGCLASS));
-
-    CREATE TABLE alicia_session_stats_shard_counters (
-        bucket TEXT NOT NULL,
-        quarter_hour TIMESTAMP NOT NULL,
-        is_gathered BOOLEAN NOT NULL,
-        sessions BIGINT NOT NULL,
-        memories BIGINT NOT NULL,
-        active_seconds BIGINT NOT NULL,
-        messages BIGINT NOT NULL,
-        tool_calls BIGINT NOT NULL
-    );
-    CREATE INDEX idx_session_stats_shard_counters ON alicia_session_stats_shard_counters (quarter_hour);
-    CREATE INDEX idx_session_stats_appended ON alicia_session_stats_shard_counters (quarter_hour) WHERE NOT is_gathered;
-    -- Without a key, by which Citus could move a shard while it is written.
-    ALTER TABLE alicia_session_stats_shard_counters REPLICA IDENTITY FULL;
-
-    COMMENT ON TABLE alicia_session_stats_shard_counters IS
-    'Parts of the sums of alicia_session_stats, kept on each shard by its triggers. Times are UTC.';
-    COMMENT ON COLUMN alicia_session_stats_shard_counters.bucket IS
-    'Text that hashes to the shard: a conversation_id of it';
-    COMMENT ON COLUMN alicia_session_stats_shard_counters.quarter_hour IS
-    'Start of the quarter of an hour in which the sessions begin (UTC)';
-    COMMENT ON COLUMN alicia_session_stats_shard_counters.is_gathered IS
-    'Whether the row is the shard''s one for its quarter of an hour, or was appended and is still to be gathered';
-    COMMENT ON COLUMN alicia_session_stats_shard_counters.sessions IS
-    'Sessions, to be summed (may be negative in one row)';
-    COMMENT ON COLUMN alicia_session_stats_shard_counters.memories IS
-    'Their memories_used, to be summed';
-    COMMENT ON COLUMN alicia_session_stats_shard_counters.active_seconds IS
-    'Their session_duration_seconds, to be summed';
-    COMMENT ON COLUMN alicia_session_stats_shard_counters.messages IS
-    'Their message_count, to be summed';
-    COMMENT ON COLUMN alicia_session_stats_shard_counters.tool_calls IS
-    'Their tool_call_count, to be summed';
-    COMMENT ON INDEX idx_session_stats_shard_counters IS
-    'The sums of a time window';
-    COMMENT ON INDEX idx_session_stats_appended IS
-    'The rows that are still to be gathered';
-    INSERT INTO alicia_session_stats_created VALUES ('TABLE alicia_session_stats_shard_counters');
-
-    -- What there is so far goes to any shard. What is added to it from now on is on the shard of the session.
-    INSERT INTO alicia_session_stats_shard_counters
-    SELECT
-        quarter_hour::TEXT,
-        quarter_hour,
-        TRUE,
-        SUM(sessions),
-        SUM(memories),
-        SUM(active_seconds),
-        SUM(messages),
-        SUM(tool_calls)
-    FROM alicia_session_stats_quarter_hours
-    GROUP BY quarter_hour;
-    DELETE FROM alicia_session_stats_counters;
-    DELETE FROM alicia_session_stats_candidates;
-
-    -- The rows move -----------------------------------------------------------------------------------------
-
-    SELECT conname INTO replaced FROM pg_constraint WHERE conrelid = 'alicia_session_stats'::REGCLASS AND contype = 'p';
-    EXECUTE FORMAT('ALTER TABLE alicia_session_stats DROP CONSTRAINT %I', replaced);
-    EXECUTE FORMAT('ALTER TABLE alicia_session_stats ADD CONSTRAINT %I PRIMARY KEY (conversation_id, id)', replaced);
-
-    -- The parent first: its foreign key then is no obstacle. One that the host has distributed is taken as it is.
-    SELECT CASE partmethod WHEN 'h' THEN 'alicia_conversations' ELSE 'default' END
-    INTO conversations
-    FROM pg_dist_partition
-    WHERE logicalrelid = 'alicia_conversations'::REGCLASS;
-    IF NOT FOUND THEN
-        conversations := 'alicia_conversations';
-        PERFORM CREATE_DISTRIBUTED_TABLE('alicia_conversations', 'id');
-        INSERT INTO alicia_session_stats_undistributed VALUES
-        (0, 'SELECT undistribute_table(''alicia_conversations'', cascade_via_foreign_keys => TRUE)');
-    END IF;
-    PERFORM CREATE_DISTRIBUTED_TABLE('alicia_session_stats', 'conversation_id', colocate_with => conversations);
-    PERFORM CREATE_DISTRIBUTED_TABLE('alicia_session_stats_shard_counters', 'bucket', colocate_with => 'alicia_session_stats');
-    PERFORM TRUNCATE_LOCAL_DATA_AFTER_DISTRIBUTING_TABLE(name)
-    FROM UNNEST(
-        ARRAY['alicia_session_stats', 'alicia_conversations', 'alicia_session_stats_shard_counters']::REGCLASS[]
-    ) AS t (name)
-    WHERE PG_RELATION_SIZE(name) > 0;
-
-    IF readers IS NOT NULL THEN
-        EXECUTE 'GRANT SELECT ON alicia_session_stats_shard_counters TO ' || ARRAY_TO_STRING(readers, ', ');
-    END IF;
-
-    CREATE OR REPLACE VIEW alicia_session_stats_quarter_hours AS
-    SELECT quarter_hour, sessions, memories, active_seconds, messages, tool_calls
-    FROM alicia_session_stats_shard_counters;
-
-    CREATE OR REPLACE VIEW alicia_session_stats_leaders AS
-    SELECT message_count, created_at, id, conversation_id FROM alicia_session_stats;
-
-    COMMENT ON VIEW alicia_session_stats_leaders IS
-    'Every session, while it is distributed: each worker sorts its own';
-
-    CREATE TRIGGER count_session_stats_insert
+    CREATE TRIGGER rollup_session_stats_insert
     AFTER INSERT ON alicia_session_stats
     REFERENCING NEW TABLE AS new_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_shard_counted();
+    FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_on_shard_change();
 
-    CREATE TRIGGER count_session_stats_update
+    CREATE TRIGGER rollup_session_stats_update
     AFTER UPDATE ON alicia_session_stats
-    REFERENCING NEW TABLE AS new_rows OLD TABLE AS old_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_shard_counted();
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_on_shard_change();
 
-    CREATE TRIGGER count_session_stats_delete
+    CREATE TRIGGER rollup_session_stats_delete
     AFTER DELETE ON alicia_session_stats
     REFERENCING OLD TABLE AS old_rows
-    FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_shard_counted();
+    FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_on_shard_change();
 
-    CREATE TRIGGER count_session_stats_truncate
+    CREATE TRIGGER rollup_session_stats_truncate
     AFTER TRUNCATE ON alicia_session_stats
-    FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_shard_counted();
+    FOR EACH STATEMENT EXECUTE FUNCTION alicia_session_stats_on_shard_change();
 
-    COMMENT ON TRIGGER count_session_stats_insert ON alicia_session_stats IS
-    'Counts new sessions into the sums of their shard';
-    COMMENT ON TRIGGER count_session_stats_update ON alicia_session_stats IS
-    'Counts changes of sessions into the sums of their shard';
-    COMMENT ON TRIGGER count_session_stats_delete ON alicia_session_stats IS
-    'Counts deleted sessions out of the sums of their shard';
-    COMMENT ON TRIGGER count_session_stats_truncate ON alicia_session_stats IS
-    'Empties the sums';
+    CREATE OR REPLACE VIEW alicia_session_stats_parts AS
+    SELECT bucket_start, sessions, messages, tool_calls, memories, seconds
+    FROM alicia_session_stats_shard_rollup;
+
+    CREATE OR REPLACE VIEW alicia_session_stats_top_sessions AS
+    SELECT message_count, created_at, id, conversation_id, tool_call_count, memories_used, session_duration_seconds
+    FROM alicia_session_stats;
+
+    COMMENT ON VIEW alicia_session_stats_top_sessions IS
+    'Every session, while the table is distributed: each worker sorts its own. Times are UTC.';
+
+    -- The same statement in PL/pgSQL: Citus cannot plan an SQL function that reads distributed tables.
+    SELECT FORMAT(
+        'CREATE OR REPLACE FUNCTION %s(%s) RETURNS %s LANGUAGE plpgsql STABLE AS %L',
+        proname, PG_GET_FUNCTION_ARGUMENTS(oid), PG_GET_FUNCTION_RESULT(oid), 'BEGIN RETURN QUERY ' || prosrc || '; END'
+    ) INTO statement
+    FROM pg_proc
+    WHERE oid = 'alicia_session_stats_between(timestamp, timestamp)'::REGPROCEDURE;
+    EXECUTE statement;
+
+    -- No candidates are kept, so none is missing.
+    CREATE OR REPLACE FUNCTION alicia_session_stats_missing_candidates() RETURNS BIGINT
+    LANGUAGE sql STABLE
+    AS 'SELECT 0::BIGINT';
+
+    CREATE OR REPLACE FUNCTION alicia_session_stats_repair() RETURNS TABLE (object TEXT, corrections BIGINT)
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    AS $function$
+    BEGIN
+        IF CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%' THEN
+            RAISE EXCEPTION 'alicia_session_stats_repair() must run under READ COMMITTED' USING ERRCODE = 'invalid_transaction_state';
+        END IF;
+        -- Writers wait on every node, since no snapshot spans the shards.
+        LOCK TABLE alicia_session_stats IN SHARE ROW EXCLUSIVE MODE;
+        INSERT INTO alicia_session_stats_shard_rollup
+        SELECT d.bucket_start::TEXT, d.bucket_start, FALSE, d.sessions, d.messages, d.tool_calls, d.memories, d.seconds
+        FROM alicia_session_stats_differences() AS d;
+        object := 'quarter hours';
+        GET DIAGNOSTICS corrections = ROW_COUNT;
+        RETURN NEXT;
+        object := 'top sessions';
+        corrections := 0;
+        RETURN NEXT;
+    END
+    $function$;
+
+    -- Record it --------------------------------------------------------------------------------------------
+
+    FOR statement IN
+        SELECT FORMAT('COMMENT ON %s IS %L', object, comment) FROM alicia_session_stats_undistributed WHERE object LIKE 'TRIGGER %'
+    LOOP
+        EXECUTE statement;
+    END LOOP;
+    PERFORM alicia_session_stats_own(object, is_closed)
+    FROM alicia_session_stats_undistributed
+    WHERE object NOT LIKE 'CONSTRAINT %';
+    PERFORM alicia_session_stats_own(primary_key);
+    PERFORM alicia_session_stats_own('TABLE alicia_session_stats_shard_rollup', is_closed => readers IS NULL);
+    PERFORM alicia_session_stats_own('INDEX idx_session_stats_shard_rollup');
+    PERFORM alicia_session_stats_own('INDEX idx_session_stats_shard_appended');
+    -- citus.rollback.sql does not bring back what the application has distributed.
+    INSERT INTO alicia_session_stats_undistributed
+    SELECT 'TABLE alicia_conversations', 'distributed by the application', NULL, FALSE, 0
+    WHERE colocated IS NOT NULL;
 END
 $scale$;
 COMMIT;

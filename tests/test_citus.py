@@ -1,6 +1,7 @@
-"""Distributed by scale/citus.sql, over a real Citus cluster: the same answers, exact sums, and a way back."""
+"""scale/citus.sql on a real Citus cluster: the queries answer as on one machine, the rollup is exact, and there is a way back."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import COUNTED, EVENTS, KEPT, ROOT, SERVER, cli, pg_dump, psql, scalar
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from test_queries import QUERIES, READERS, values
 
-import runner
+import alicia_session_stats as stats
 
 Connection = psycopg.Connection[Any]
 
@@ -20,10 +21,9 @@ CLUSTER = os.environ.get("TEST_CITUS_URL") or make_conninfo(**SERVER)
 SCALE = ROOT / "scale"
 ROWS = 3000
 WRITERS = 8
-# Of the coordinator's own tables.
-LOCAL = {"table_health"}
+LOCAL = {"table_health"}  # Reads the catalog of the coordinator.
 REFUSED = {"delete_sessions_before": {"days": 30}, "rebuild_sessions": {}}
-# Each is held against the sums: while it is still uncommitted, then rolled back, then committed.
+# After each the rollup must be exact: before the transaction ends, after its rollback, and after its commit.
 WRITES = {
     "one session": "INSERT INTO alicia_session_stats (conversation_id, message_count) VALUES ('ac_1', 3)",
     "many sessions": "INSERT INTO alicia_session_stats (id, conversation_id, message_count, created_at) "
@@ -48,12 +48,37 @@ WRITES = {
 }
 
 
+# Tables of an application, with a primary key of another name, and a view that reads them.
+ADOPTED = """
+    CREATE TABLE alicia_conversations (id TEXT CONSTRAINT conversations_key PRIMARY KEY, title TEXT);
+    COMMENT ON COLUMN alicia_conversations.title IS 'Shown in the list';
+    CREATE TABLE alicia_session_stats (
+        id TEXT DEFAULT GEN_RANDOM_UUID()::TEXT CONSTRAINT sessions_key PRIMARY KEY,
+        conversation_id TEXT NOT NULL REFERENCES alicia_conversations ON DELETE CASCADE,
+        message_count INTEGER NOT NULL DEFAULT 0,
+        tool_call_count INTEGER NOT NULL DEFAULT 0,
+        memories_used INTEGER NOT NULL DEFAULT 0,
+        session_duration_seconds INTEGER NOT NULL DEFAULT 0,
+        created_at TIMESTAMP NOT NULL DEFAULT NOW(),
+        updated_at TIMESTAMP NOT NULL DEFAULT NOW()
+    );
+    COMMENT ON CONSTRAINT sessions_key ON alicia_session_stats IS 'One session';
+    CREATE VIEW titles AS SELECT c.title, s.message_count FROM alicia_conversations AS c JOIN alicia_session_stats AS s
+        ON s.conversation_id = c.id;
+    COMMENT ON VIEW titles IS 'Messages by title';
+    COMMENT ON COLUMN titles.title IS 'As in the list';
+    GRANT SELECT ON titles TO PUBLIC;
+    INSERT INTO alicia_conversations SELECT 'ac_' || i, 'Title ' || i FROM GENERATE_SERIES(1, 50) AS i;
+    INSERT INTO alicia_session_stats (conversation_id, message_count) SELECT id, LENGTH(title) FROM alicia_conversations;
+"""
+
+
 def why_not() -> str | None:
     if "TEST_CITUS_URL" in os.environ:
         return None
     with psycopg.connect(CLUSTER) as connection:
         if not scalar(connection, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'citus')"):
-            return "the test server has no Citus: name a coordinator in TEST_CITUS_URL"
+            return "the test server has no Citus: set TEST_CITUS_URL to a coordinator"
         if "citus" not in scalar(connection, "SELECT CURRENT_SETTING('shared_preload_libraries')"):
             return "the test server does not load Citus: add it to shared_preload_libraries, or set TEST_CITUS_URL"
     return None
@@ -64,7 +89,7 @@ pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 
 def nodes() -> list[tuple[bool, str, int]]:
-    """The cluster's, as far as it has any: whether it is the coordinator, host and port."""
+    """The nodes of the cluster: whether it is the coordinator, its host and its port."""
     with psycopg.connect(CLUSTER) as server:
         if not scalar(server, "SELECT TO_REGCLASS('pg_catalog.pg_dist_node') IS NOT NULL"):
             return []
@@ -84,35 +109,39 @@ def drop(name: str) -> None:
             connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
 
 
-def create(name: str, *, citus: bool) -> str:
-    """A database without anything; with Citus, also on every worker that the cluster has, and these added."""
+def create(name: str) -> str:
+    """An empty database on every node, without the extension."""
     drop(name)
-    for server in servers() if citus else [CLUSTER]:
+    for server in servers():
         with psycopg.connect(server, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}".encode())
-        if citus:
-            with psycopg.connect(make_conninfo(server, dbname=name), autocommit=True) as connection:
-                connection.execute("CREATE EXTENSION IF NOT EXISTS citus")
-    conninfo = make_conninfo(CLUSTER, dbname=name)
-    if citus:
-        with psycopg.connect(conninfo, autocommit=True) as connection:
-            for is_coordinator, host, port in sorted(nodes(), reverse=True):
-                function = "citus_set_coordinator_host" if is_coordinator else "citus_add_node"
-                connection.execute(f"SELECT {function}(%s, %s)".encode(), [host, port])
+    return make_conninfo(CLUSTER, dbname=name)
+
+
+def form_cluster(conninfo: str) -> str:
+    """Creates the extension in the database on every node, and adds the workers."""
+    database = conninfo_to_dict(conninfo)["dbname"]
+    for server in servers():
+        with psycopg.connect(make_conninfo(server, dbname=database), autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION citus")
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        for is_coordinator, host, port in sorted(nodes(), reverse=True):
+            function = "citus_set_coordinator_host" if is_coordinator else "citus_add_node"
+            connection.execute(f"SELECT {function}(%s, %s)".encode(), [host, port])
     return conninfo
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_is_left() -> Iterator[None]:
+def drop_databases() -> Iterator[None]:
     yield
-    for name in ("alicia_citus", "alicia_citus_bare", "alicia_citus_reading", "alicia_citus_twin"):
+    for name in ("alicia_citus", "alicia_citus_empty", "alicia_citus_reading", "alicia_citus_twin"):
         drop(name)
 
 
 def fill(conninfo: str) -> str:
-    runner.migrate(conninfo)
-    runner.run_query(conninfo, runner.read_query(ROOT / "bench" / "sample.sql"), {"rows": ROWS, "last": ROWS}, timeout=120)
-    with psycopg.connect(conninfo) as connection:
+    stats.migrate(conninfo)
+    psql(conninfo, "-v", f"rows={ROWS}", "-v", f"last={ROWS}", "-f", ROOT / "bench" / "sample.sql").check_returncode()
+    with stats.connect(conninfo) as connection:
         connection.execute("INSERT INTO alicia_conversations (id) VALUES ('ac_sample')")
         connection.execute(
             "INSERT INTO alicia_session_stats (id, conversation_id, message_count, created_at, updated_at) "
@@ -128,6 +157,7 @@ def scale(conninfo: str, name: str = "citus.sql") -> None:
 
 def assert_exact(connection: Connection) -> None:
     assert set(connection.execute(KEPT.encode()).fetchall()) == set(connection.execute(COUNTED.encode()).fetchall())
+    assert connection.execute("SELECT * FROM alicia_session_stats_differences()").fetchall() == []
 
 
 def everything(connection: Connection) -> list[Any]:
@@ -136,29 +166,29 @@ def everything(connection: Connection) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def twin() -> str:
-    """A database on the coordinator with the same rows, not distributed."""
-    return fill(create("alicia_citus_twin", citus=False))
+    """A database on the coordinator with the same sample, not distributed."""
+    return fill(create("alicia_citus_twin"))
 
 
 @pytest.fixture(scope="module")
 def reading() -> str:
-    """A distributed database that nobody writes to."""
-    conninfo = fill(create("alicia_citus_reading", citus=True))
+    """A distributed database that no test writes to. It was migrated on a cluster."""
+    conninfo = fill(form_cluster(create("alicia_citus_reading")))
     scale(conninfo)
     return conninfo
 
 
 @pytest.fixture
 def single() -> str:
-    """A database with Citus, and the rows, not distributed yet."""
-    return fill(create("alicia_citus", citus=True))
+    """A database with the sample that is not distributed yet. It was migrated before the extension was created."""
+    return form_cluster(fill(create("alicia_citus")))
 
 
 @pytest.fixture
 def distributed(single: str) -> Iterator[Connection]:
-    """A connection, in autocommit mode, to a distributed database to write to."""
+    """A connection, in autocommit mode, to a distributed database."""
     scale(single)
-    with runner.connect(single) as connection:
+    with stats.connect(single) as connection:
         connection.execute("INSERT INTO alicia_conversations (id) SELECT 'ac_' || i FROM GENERATE_SERIES(1, 200) AS i")
         yield connection
 
@@ -171,46 +201,58 @@ def test_the_rows_are_on_the_workers(reading: str, twin: str) -> None:
         assert tables == [
             ("alicia_conversations", "id"),
             ("alicia_session_stats", "conversation_id"),
-            ("alicia_session_stats_shard_counters", "bucket"),
+            ("alicia_session_stats_shard_rollup", "shard_key"),
         ]
         assert scalar(connection, "SELECT COUNT(DISTINCT colocation_id) FROM citus_tables") == 1
         assert scalar(connection, "SELECT PG_RELATION_SIZE('alicia_session_stats')") == 0
         assert scalar(connection, "SELECT COUNT(*) FROM alicia_session_stats") == ROWS + 5
-        # updated_at is as it was: no trigger was at it. Times of the sample are taken from the day.
+        # With updated_at: no trigger has fired.
         assert everything(connection) == everything(other)
         assert_exact(connection)
 
 
 @pytest.mark.parametrize("name", sorted(set(READERS) - LOCAL))
-def test_a_query_answers_as_on_one_machine(name: str, reading: str, twin: str) -> None:
-    given = values(name, {})
-    # The windows end now: again, should a session have left one meanwhile.
-    for _ in range(5):
-        before = runner.run_query(twin, QUERIES[name], given)
-        answer = runner.run_query(reading, QUERIES[name], given)
-        if runner.run_query(twin, QUERIES[name], given) == before:
-            break
+def test_query_answers_as_on_one_machine(name: str, reading: str, twin: str) -> None:
+    given: dict[str, Any] = {**values(name, {})}
+
+    def ask() -> list[Any]:
+        return [stats.query(conninfo, name, **given) for conninfo in (twin, reading, twin)]
+
+    before, answer, after = ask()
+    while before != after:  # The windows end now, and a session has left one meanwhile.
+        before, answer, after = ask()
     assert answer == before
 
 
 @pytest.mark.parametrize("name", sorted(LOCAL))
-def test_a_query_of_the_catalog_runs(name: str, reading: str) -> None:
-    runner.run_query(reading, QUERIES[name], {})
+def test_query_of_the_catalog_runs(name: str, reading: str) -> None:
+    assert stats.query(reading, name) != []
+
+
+def test_verify_finds_no_difference_until_there_is_one(distributed: Connection) -> None:
+    conninfo = distributed.info.dsn
+    assert stats.verify(conninfo) == []
+    distributed.execute("ALTER TABLE alicia_session_stats_shard_rollup ALTER is_merged DROP NOT NULL")
+    distributed.execute("COMMENT ON TRIGGER rollup_session_stats_insert ON alicia_session_stats IS 'mine'")
+    assert {row["object"] for row in stats.query(conninfo, "verify")} == {
+        "COLUMN alicia_session_stats_shard_rollup.is_merged",
+        "TRIGGER rollup_session_stats_insert ON alicia_session_stats",
+    }
 
 
 def test_sessions_are_recorded_as_on_one_machine(distributed: Connection) -> None:
     conninfo = distributed.info.dsn
-    [session] = runner.query(conninfo, "start_session", conversation_id="ac_7")
-    [row] = runner.query(conninfo, "record_activity", session_id=session["id"], messages=3, seconds=40)
+    [session] = stats.query(conninfo, "start_session", conversation_id="ac_7")
+    [row] = stats.query(conninfo, "record_activity", session_id=session["id"], messages=3, seconds=40)
     assert (row["message_count"], row["session_duration_seconds"]) == (3, 40)
     assert row["updated_at"] > session["updated_at"]
-    assert runner.query(conninfo, "session_stats", conversation_id="ac_7") != []
+    assert stats.query(conninfo, "session_stats", conversation_id="ac_7") != []
     assert_exact(distributed)
 
 
-def test_the_sums_are_exact_after_every_kind_of_write(distributed: Connection) -> None:
+def test_rollup_is_exact_after_every_kind_of_write(distributed: Connection) -> None:
     for name, statement in WRITES.items():
-        # Whatever was deleted before.
+        # Replace what the statement before deleted.
         distributed.execute(
             "INSERT INTO alicia_conversations (id) SELECT 'ac_' || i FROM GENERATE_SERIES(1, 99) AS i ON CONFLICT DO NOTHING"
         )
@@ -226,7 +268,7 @@ def test_the_sums_are_exact_after_every_kind_of_write(distributed: Connection) -
             assert_exact(distributed)
 
 
-def test_copy_and_a_savepoint_are_counted(distributed: Connection) -> None:
+def test_rollup_is_exact_after_copy_and_savepoints(distributed: Connection) -> None:
     with distributed.cursor() as cursor, cursor.copy("COPY alicia_session_stats (id, conversation_id) FROM STDIN") as copy:
         for number in range(100):
             copy.write_row([f"ass_{number}", f"ac_{1 + number}"])
@@ -239,14 +281,14 @@ def test_copy_and_a_savepoint_are_counted(distributed: Connection) -> None:
     assert_exact(distributed)
 
 
-def test_eight_writers_in_opposite_orders_stop_nobody_and_leave_exact_sums(distributed: Connection) -> None:
+def test_eight_writers_in_opposite_orders_do_not_deadlock_and_rollup_is_exact(distributed: Connection) -> None:
     def write(number: int) -> None:
         order = list(range(12))[:: -1 if number % 2 else 1]
-        with runner.connect(distributed.info.dsn) as connection:
+        with stats.connect(distributed.info.dsn) as connection:
             for turn in range(12):
                 with connection.transaction(force_rollback=turn % 5 == 4):
                     for place in order:
-                        # The same quarters of an hour for all, and the same shards.
+                        # All write to the same buckets and shards.
                         connection.execute(
                             "INSERT INTO alicia_session_stats (conversation_id, message_count, created_at) "
                             "VALUES (%s, %s, TIMESTAMP '2026-03-01' + %s * INTERVAL '15 minutes')",
@@ -265,15 +307,18 @@ def test_eight_writers_in_opposite_orders_stop_nobody_and_leave_exact_sums(distr
         for writer in [pool.submit(write, number) for number in range(WRITERS)]:
             writer.result()
     assert_exact(distributed)
-    assert distributed.execute("SELECT * FROM alicia_session_stats_repair()").fetchall() == [("quarter hours", 0), ("leaders", 0)]
+    assert distributed.execute("SELECT * FROM alicia_session_stats_repair()").fetchall() == [
+        ("quarter hours", 0),
+        ("top sessions", 0),
+    ]
 
 
-def test_what_is_appended_is_gathered(distributed: Connection) -> None:
+def test_appended_rows_are_merged(distributed: Connection) -> None:
     distributed.execute("INSERT INTO alicia_session_stats (id, conversation_id) VALUES ('ass_1', 'ac_1')")
     for _ in range(1000):
         distributed.execute("UPDATE alicia_session_stats SET message_count = message_count + 1 WHERE conversation_id = 'ac_1'")
-    # One write in fifty gathers: that none of five hundred did, will not be seen.
-    assert scalar(distributed, "SELECT COUNT(*) FROM alicia_session_stats_shard_counters WHERE NOT is_gathered") < 500
+    # One write in fifty merges. That none of 500 does has a probability of 0.00004.
+    assert scalar(distributed, "SELECT COUNT(*) FROM alicia_session_stats_shard_rollup WHERE NOT is_merged") < 500
     assert_exact(distributed)
     distributed.execute("DELETE FROM alicia_session_stats")
     for _ in range(20):
@@ -281,21 +326,43 @@ def test_what_is_appended_is_gathered(distributed: Connection) -> None:
             "INSERT INTO alicia_session_stats (conversation_id) SELECT 'ac_' || i FROM GENERATE_SERIES(1, 200) AS i"
         )
         distributed.execute("DELETE FROM alicia_session_stats")
-    # Of quarters of an hour that lost all, nothing stays but what waits to be gathered.
-    assert scalar(distributed, "SELECT COUNT(*) FROM alicia_session_stats_shard_counters WHERE is_gathered AND sessions = 0") == 0
+    # A bucket that has lost all its sessions keeps no merged row.
+    assert scalar(distributed, "SELECT COUNT(*) FROM alicia_session_stats_shard_rollup WHERE is_merged AND sessions = 0") == 0
     assert_exact(distributed)
 
 
-def test_repair_puts_wrong_sums_right(distributed: Connection) -> None:
-    distributed.execute("UPDATE alicia_session_stats_shard_counters SET messages = messages + 1 WHERE sessions > 1")
+def test_repair_corrects_wrong_sums(distributed: Connection) -> None:
+    distributed.execute("UPDATE alicia_session_stats_shard_rollup SET messages = messages + 1 WHERE sessions > 1")
     repaired = distributed.execute("SELECT * FROM alicia_session_stats_repair()").fetchall()
     assert repaired[0][1] > 0
     assert_exact(distributed)
     assert distributed.execute("SELECT * FROM alicia_session_stats_repair()").fetchall()[0] == ("quarter hours", 0)
 
 
+def test_rollup_is_exact_after_shards_were_moved_and_split(distributed: Connection) -> None:
+    workers = distributed.execute("SELECT nodeid, nodename, nodeport FROM pg_dist_node WHERE groupid > 0").fetchall()
+    (moved, host, port), (split, _, _) = distributed.execute(
+        "SELECT shardid, nodename, nodeport FROM citus_shards WHERE table_name = 'alicia_session_stats'::REGCLASS LIMIT 2"
+    ).fetchall()
+    [other, *_] = [place for _, *place in workers if place != [host, port]] or pytest.skip("one worker only")
+    distributed.execute("SELECT citus_move_shard_placement(%s, %s, %s, %s, %s, 'block_writes')", [moved, host, port, *other])
+    distributed.execute(
+        "SELECT citus_split_shard_by_split_points(%s, ARRAY[((shardminvalue::BIGINT + shardmaxvalue::BIGINT) / 2)::TEXT], "
+        "%s::INTEGER[], 'block_writes') FROM pg_dist_shard WHERE shardid = %s",
+        [split, [workers[0][0], workers[-1][0]], split],
+    )
+    distributed.execute("INSERT INTO alicia_session_stats (conversation_id) SELECT 'ac_' || i FROM GENERATE_SERIES(1, 200) AS i")
+    distributed.execute("UPDATE alicia_session_stats SET message_count = message_count + 1")
+    assert_exact(distributed)
+    distributed.execute("TRUNCATE alicia_session_stats")
+    assert_exact(distributed)
+    # Copies that Citus has not removed yet do not stop the way back.
+    scale(distributed.info.dsn, "citus.rollback.sql")
+    assert stats.verify(distributed.info.dsn) == []
+
+
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_what_citus_does_not_take_is_refused_in_a_line_and_changes_nothing(name: str, distributed: Connection) -> None:
+def test_query_that_citus_cannot_run_fails_in_one_line_and_changes_nothing(name: str, distributed: Connection) -> None:
     distributed.execute(EVENTS.encode())
     distributed.execute("INSERT INTO alicia_messages VALUES ('am_1', 'ac_1', NOW())")
     before = everything(distributed)
@@ -305,7 +372,7 @@ def test_what_citus_does_not_take_is_refused_in_a_line_and_changes_nothing(name:
     assert everything(distributed) == before
 
 
-def test_purge_deletes_what_is_old_and_the_sums_agree(distributed: Connection) -> None:
+def test_purge_deletes_old_sessions_and_rollup_is_exact(distributed: Connection) -> None:
     old = "SELECT COUNT(*) FROM alicia_session_stats WHERE created_at < NOW() AT TIME ZONE 'UTC' - INTERVAL '100 days'"
     there = scalar(distributed, "SELECT COUNT(*) FROM alicia_session_stats")
     gone = scalar(distributed, old)
@@ -319,31 +386,33 @@ def test_purge_deletes_what_is_old_and_the_sums_agree(distributed: Connection) -
 
 @pytest.fixture
 def reader(single: str) -> Iterator[str]:
-    """A role that may read, and no more. Citus logs it in at the workers, too."""
-    with runner.connect(single) as connection:
+    """A database whose sessions the role alicia_reader may read. The role can log in to the workers."""
+    with stats.connect(single) as connection:
         connection.execute("DO $$ BEGIN CREATE ROLE alicia_reader LOGIN; EXCEPTION WHEN duplicate_object THEN END $$")
-        connection.execute("GRANT SELECT ON alicia_session_stats, alicia_session_stats_created TO alicia_reader")
-        connection.execute("GRANT SELECT ON alicia_session_stats_quarter_hours, alicia_session_stats_leaders TO alicia_reader")
+        connection.execute(
+            "GRANT SELECT ON alicia_session_stats, alicia_session_stats_parts, alicia_session_stats_quarter_hours, "
+            "alicia_session_stats_top_sessions TO alicia_reader"
+        )
     yield single
     for drop in ("DROP OWNED BY alicia_reader", "DROP ROLE alicia_reader"):
-        with runner.connect(single) as connection:
+        with stats.connect(single) as connection:
             connection.execute(drop.encode())
 
 
 def test_a_reader_still_reads_and_does_not_write(reader: str) -> None:
     scale(reader)
-    with runner.connect(reader) as connection:
+    with stats.connect(reader) as connection:
         connection.execute("SET ROLE alicia_reader")
         for name in ("average_session_metrics", "most_active_sessions", "daily_usage"):
             assert connection.execute(QUERIES[name].statement.encode(), values(name, {})).fetchall() != []
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            connection.execute("DELETE FROM alicia_session_stats_shard_counters")
+            connection.execute("DELETE FROM alicia_session_stats_shard_rollup")
     scale(reader, "citus.rollback.sql")
-    with runner.connect(reader) as connection:
+    with stats.connect(reader) as connection:
         connection.execute("SET ROLE alicia_reader")
         assert connection.execute(QUERIES["average_session_metrics"].statement.encode(), {"days": "30"}).fetchall() != []
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            connection.execute("SELECT * FROM alicia_session_stats_counters")
+            connection.execute("SELECT * FROM alicia_session_stats_rollup")
 
 
 def test_a_second_run_changes_nothing(single: str) -> None:
@@ -353,8 +422,8 @@ def test_a_second_run_changes_nothing(single: str) -> None:
     assert pg_dump(single) == before
 
 
-def test_there_and_back_is_as_before_and_can_be_gone_again(single: str) -> None:
-    with runner.connect(single) as connection:
+def test_way_back_restores_everything_and_can_be_repeated(single: str) -> None:
+    with stats.connect(single) as connection:
         before = pg_dump(single), everything(connection)
         for _ in range(2):
             scale(single)
@@ -363,18 +432,48 @@ def test_there_and_back_is_as_before_and_can_be_gone_again(single: str) -> None:
             scale(single, "citus.rollback.sql")
             connection.execute("DELETE FROM alicia_session_stats WHERE id = 'ass_1'")
             assert (pg_dump(single), everything(connection)) == before
-            assert runner.verify(single) == []
+            assert stats.verify(single) == []
             assert_exact(connection)
-            # The leaders are kept again.
-            assert scalar(connection, "SELECT COUNT(*) FROM alicia_session_stats_candidates") >= 999
-            assert runner.query(single, "most_active_sessions", limit=3) != []
+            assert scalar(connection, "SELECT COUNT(*) FROM alicia_session_stats_top_candidates") >= 999
+            assert stats.query(single, "most_active_sessions", limit=3) != []
+
+
+def test_adopted_tables_and_their_views_come_back_as_they_were() -> None:
+    conninfo = create("alicia_citus")
+    with stats.connect(conninfo) as connection:
+        connection.execute(ADOPTED)
+        stats.migrate(conninfo)
+        form_cluster(conninfo)
+        before = pg_dump(conninfo), everything(connection)
+        scale(conninfo)
+        assert stats.verify(conninfo) == []
+        assert everything(connection) == before[1]
+        scale(conninfo, "citus.rollback.sql")
+        assert (pg_dump(conninfo), everything(connection)) == before
+        assert stats.verify(conninfo) == []
+
+
+def test_conversations_that_the_application_distributed_stay_distributed(single: str) -> None:
+    with stats.connect(single) as connection:
+        connection.execute("SELECT create_distributed_table('alicia_conversations', 'id')")
+        scale(single)
+        assert_exact(connection)
+        done = psql(single, "-q", "-f", SCALE / "citus.rollback.sql")
+        assert done.returncode == 3
+        assert "the application distributed alicia_conversations" in done.stderr
+        hint = re.search(r"HINT: +(DELETE FROM .+?);", done.stderr)
+        assert hint
+        connection.execute(hint[1].encode())
+        scale(single, "citus.rollback.sql")
+        assert scalar(connection, "SELECT COUNT(*) FROM citus_tables") == 0
+        assert stats.verify(single) == []
 
 
 @pytest.mark.parametrize("name", ["citus.sql", "citus.rollback.sql"])
-def test_a_killed_run_changes_nothing_and_the_next_one_heals(name: str, single: str) -> None:
+def test_killed_run_changes_nothing_and_can_be_repeated(name: str, single: str) -> None:
     if name == "citus.rollback.sql":
         scale(single)
-    with runner.connect(single) as connection, ThreadPoolExecutor() as pool:
+    with stats.connect(single) as connection, ThreadPoolExecutor() as pool:
         before = pg_dump(single), everything(connection)
         running = pool.submit(psql, make_conninfo(single, application_name="to_be_killed"), "-q", "-f", SCALE / name)
         kill = """
@@ -399,8 +498,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_a_busy_table_is_left_as_it_is(single: str) -> None:
-    with runner.connect(single) as connection, connection.transaction():
+def test_run_fails_while_the_table_is_in_use_and_changes_nothing(single: str) -> None:
+    with stats.connect(single) as connection, connection.transaction():
         connection.execute("SELECT COUNT(*) FROM alicia_session_stats")
         done = psql(single, "-q", "-f", SCALE / "citus.sql")
         assert done.returncode == 3
@@ -408,10 +507,10 @@ def test_a_busy_table_is_left_as_it_is(single: str) -> None:
     scale(single)
 
 
-def test_without_citus_or_without_migrations_it_says_so(twin: str) -> None:
+def test_error_names_a_missing_extension_or_migration(twin: str) -> None:
     done = psql(twin, "-q", "-f", SCALE / "citus.sql")
     assert done.returncode == 3
     assert "this database has no Citus" in done.stderr
-    done = psql(create("alicia_citus_bare", citus=True), "-q", "-f", SCALE / "citus.sql")
+    done = psql(form_cluster(create("alicia_citus_empty")), "-q", "-f", SCALE / "citus.sql")
     assert done.returncode == 3
     assert "this database is not migrated" in done.stderr
