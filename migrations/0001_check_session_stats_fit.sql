@@ -21,12 +21,16 @@ relations AS (
     FROM pg_class AS c
     CROSS JOIN package AS p
     WHERE c.oid IN (TO_REGCLASS('alicia_conversations'), TO_REGCLASS('alicia_session_stats'))
-        OR c.relnamespace = p.namespace AND c.relname LIKE 'alicia\_session\_stats\_%' AND c.relkind IN ('r', 'v')
+        OR c.relnamespace = p.namespace AND c.relname LIKE 'alicia\_session\_stats\_%' AND c.relkind IN ('r', 'v', 'S')
 ),
 
 objects (object, definition, fault, owner, acl, classid, objid, objsubid) AS (
     SELECT
-        CASE WHEN relkind = 'v' AND relname LIKE 'alicia\_session\_stats\_%' THEN 'VIEW ' ELSE 'TABLE ' END || relname,
+        CASE
+            WHEN relkind = 'S' THEN 'SEQUENCE '
+            WHEN relkind = 'v' AND relname LIKE 'alicia\_session\_stats\_%' THEN 'VIEW '
+            ELSE 'TABLE '
+        END || relname,
         CASE
             WHEN relkind = 'v' THEN PG_GET_VIEWDEF(oid)
             ELSE CASE relpersistence WHEN 'p' THEN 'permanent ' ELSE 'temporary or unlogged ' END
@@ -45,6 +49,7 @@ objects (object, definition, fault, owner, acl, classid, objid, objsubid) AS (
     FROM relations AS r
     INNER JOIN pg_attribute AS a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
     LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    WHERE r.relkind <> 'S'
     UNION ALL
     SELECT
         FORMAT('CONSTRAINT %I ON %s', c.conname, r.relname),

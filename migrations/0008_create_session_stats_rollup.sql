@@ -81,7 +81,8 @@ COMMENT ON INDEX idx_session_stats_top_candidates IS
 CREATE TABLE IF NOT EXISTS alicia_session_stats_top_cutoff (
     message_count INTEGER NOT NULL,
     created_at TIMESTAMP NOT NULL,
-    id TEXT NOT NULL
+    id TEXT NOT NULL,
+    lowerings BIGINT NOT NULL
 );
 -- squawk-ignore require-concurrent-index-creation
 CREATE UNIQUE INDEX IF NOT EXISTS idx_session_stats_top_cutoff ON alicia_session_stats_top_cutoff ((TRUE));
@@ -94,12 +95,19 @@ COMMENT ON COLUMN alicia_session_stats_top_cutoff.created_at IS
 'created_at (UTC) of the lowest session that must be a candidate';
 COMMENT ON COLUMN alicia_session_stats_top_cutoff.id IS
 'id of the lowest session that must be a candidate';
+COMMENT ON COLUMN alicia_session_stats_top_cutoff.lowerings IS
+'Value of alicia_session_stats_lowerings when the row was written';
 COMMENT ON INDEX idx_session_stats_top_cutoff IS
 'Allows one row only';
 
+CREATE SEQUENCE IF NOT EXISTS alicia_session_stats_lowerings;
+
+COMMENT ON SEQUENCE alicia_session_stats_lowerings IS
+'Private: advances when the cutoff is lowered. A transaction under REPEATABLE READ, too, sees its newest value.';
+
 -- The thousandth session from the top. With fewer sessions, every session is a candidate.
 INSERT INTO alicia_session_stats_top_cutoff
-SELECT message_count, created_at, id
+SELECT message_count, created_at, id, NEXTVAL('alicia_session_stats_lowerings'::REGCLASS)
 FROM (
     (
         SELECT message_count, created_at, id
@@ -119,10 +127,21 @@ DECLARE
     created TEXT;
 BEGIN
     FOREACH created IN ARRAY ARRAY['rollup', 'top_candidates', 'top_cutoff'] LOOP
+        -- Ties are ordered by id, in the collation of the application's table.
+        IF created <> 'rollup' THEN
+            EXECUTE FORMAT(
+                'ALTER TABLE alicia_session_stats_%s ALTER COLUMN id TYPE TEXT COLLATE %s', created,
+                (
+                    SELECT attcollation::REGCOLLATION FROM pg_attribute
+                    WHERE attrelid = 'alicia_session_stats'::REGCLASS AND attname = 'id'
+                )
+            );
+        END IF;
         -- The tables have no key, and a publication of all tables refuses to update a table without one.
         EXECUTE FORMAT('ALTER TABLE alicia_session_stats_%s REPLICA IDENTITY FULL', created);
         PERFORM alicia_session_stats_own('TABLE alicia_session_stats_' || created, is_closed => TRUE);
         PERFORM alicia_session_stats_own('INDEX idx_session_stats_' || created);
     END LOOP;
+    PERFORM alicia_session_stats_own('SEQUENCE alicia_session_stats_lowerings', is_closed => TRUE);
 END
 $migration$;

@@ -38,8 +38,7 @@ DECLARE
     slot INTEGER := 0;
     cutoff INTEGER;
 BEGIN
-    -- Under REPEATABLE READ, changing a row that changed concurrently would fail: insert a row to be merged. The cutoff
-    -- may have changed since the snapshot too.
+    -- Under REPEATABLE READ, changing a row that changed concurrently would fail: insert a row to be merged.
     IF in_snapshot THEN
         BEGIN
             PERFORM alicia_session_stats_add(
@@ -52,7 +51,12 @@ BEGIN
                 more_sessions, more_messages, more_tool_calls, more_memories, more_seconds
             );
         END;
-        RETURN -1;
+        -- The snapshot's cutoff may only be used if it was not lowered since. A sequence shows its newest value.
+        RETURN COALESCE((
+            SELECT t.message_count
+            FROM alicia_session_stats_top_cutoff AS t
+            INNER JOIN alicia_session_stats_lowerings AS l ON l.last_value = t.lowerings
+        ), -1);
     END IF;
 
     -- The lock lasts until commit, so this transaction owns the slot's row until then.
@@ -150,6 +154,8 @@ AS $function$
 DECLARE
     lock_class CONSTANT INTEGER := 1634494819;
     trim_lock CONSTANT INTEGER := -1;
+    -- Under FORCE ROW LEVEL SECURITY a policy may hide sessions from the owner: then no candidate is known to be stale.
+    sees_all CONSTANT BOOLEAN := NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::TEXT);
 BEGIN
     IF NOT PG_TRY_ADVISORY_XACT_LOCK(lock_class, trim_lock)
         OR (SELECT COUNT(*) FROM alicia_session_stats_top_candidates) < 2000
@@ -161,13 +167,21 @@ BEGIN
     UPDATE alicia_session_stats_top_cutoff AS t
     SET message_count = n.message_count, created_at = n.created_at, id = n.id
     FROM (
-        SELECT DISTINCT message_count, created_at, id
-        FROM alicia_session_stats_top_candidates
-        INNER JOIN alicia_session_stats USING (message_count, created_at, id, conversation_id)
-        ORDER BY message_count DESC, created_at DESC, id DESC
+        SELECT DISTINCT c.message_count, c.created_at, c.id
+        FROM alicia_session_stats_top_candidates AS c
+        WHERE NOT sees_all OR EXISTS (
+            SELECT FROM alicia_session_stats AS s
+            WHERE s.id = c.id AND s.message_count = c.message_count
+                AND s.created_at = c.created_at AND s.conversation_id = c.conversation_id
+        )
+        ORDER BY c.message_count DESC, c.created_at DESC, c.id DESC
         OFFSET 999 LIMIT 1
     ) AS n
     WHERE (n.message_count, n.created_at, n.id) > (t.message_count, t.created_at, t.id);
+    -- A lowering that was rolled back left the sequence ahead. None is in progress: it would keep this writer out.
+    UPDATE alicia_session_stats_top_cutoff AS t
+    SET lowerings = (SELECT l.last_value FROM alicia_session_stats_lowerings AS l)
+    WHERE t.lowerings <> (SELECT l.last_value FROM alicia_session_stats_lowerings AS l);
 
     DELETE FROM alicia_session_stats_top_candidates
     WHERE ctid = ANY(ARRAY(
@@ -175,7 +189,7 @@ BEGIN
         FROM alicia_session_stats_top_candidates AS c
         CROSS JOIN alicia_session_stats_top_cutoff AS t
         WHERE (c.message_count, c.created_at, c.id) < (t.message_count, t.created_at, t.id)
-            OR NOT EXISTS (
+            OR sees_all AND NOT EXISTS (
                 SELECT FROM alicia_session_stats AS s
                 WHERE s.id = c.id AND s.message_count = c.message_count
                     AND s.created_at = c.created_at AND s.conversation_id = c.conversation_id
@@ -204,25 +218,27 @@ SET jit = off
 AS $function$
 DECLARE
     in_snapshot CONSTANT BOOLEAN := CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%';
-    trim_share CONSTANT FLOAT8 := 0.02;
+    trim_every CONSTANT INTEGER := 50;
     cutoff INTEGER;
     is_candidate BOOLEAN;
 BEGIN
     IF NEW.created_at = OLD.created_at THEN
         cutoff := alicia_session_stats_add(
-            alicia_session_stats_bucket(NEW.created_at), 0, NEW.message_count::BIGINT - OLD.message_count,
+            alicia_session_stats_bucket(NEW.created_at), 0::BIGINT, NEW.message_count::BIGINT - OLD.message_count,
             NEW.tool_call_count::BIGINT - OLD.tool_call_count, NEW.memories_used::BIGINT - OLD.memories_used,
             NEW.session_duration_seconds::BIGINT - OLD.session_duration_seconds, in_snapshot
         );
     ELSE
-        cutoff := alicia_session_stats_add(
-            alicia_session_stats_bucket(OLD.created_at), -1, -OLD.message_count::BIGINT, -OLD.tool_call_count::BIGINT,
-            -OLD.memories_used::BIGINT, -OLD.session_duration_seconds::BIGINT, in_snapshot
+        cutoff := LEAST(
+            alicia_session_stats_add(
+                alicia_session_stats_bucket(OLD.created_at), -1::BIGINT, -OLD.message_count::BIGINT,
+                -OLD.tool_call_count::BIGINT, -OLD.memories_used::BIGINT, -OLD.session_duration_seconds::BIGINT, in_snapshot
+            ),
+            alicia_session_stats_add(
+                alicia_session_stats_bucket(NEW.created_at), 1::BIGINT, NEW.message_count::BIGINT,
+                NEW.tool_call_count::BIGINT, NEW.memories_used::BIGINT, NEW.session_duration_seconds::BIGINT, in_snapshot
+            )
         );
-        cutoff := LEAST(cutoff, alicia_session_stats_add(
-            alicia_session_stats_bucket(NEW.created_at), 1, NEW.message_count, NEW.tool_call_count,
-            NEW.memories_used, NEW.session_duration_seconds, in_snapshot
-        ));
     END IF;
     IF GREATEST(NEW.message_count, OLD.message_count) < cutoff
         OR (NEW.message_count, NEW.created_at, NEW.id, NEW.conversation_id)
@@ -231,16 +247,17 @@ BEGIN
         RETURN NULL;
     END IF;
 
-    -- The bucket's row may hold an older cutoff. In a snapshot the table may too, so every session is a candidate.
+    -- The bucket's row may hold an older cutoff.
     INSERT INTO alicia_session_stats_top_candidates
     SELECT NEW.message_count, NEW.created_at, NEW.id, NEW.conversation_id
-    WHERE in_snapshot OR NOT EXISTS (
+    WHERE cutoff = -1 OR NOT EXISTS (
         SELECT FROM alicia_session_stats_top_cutoff AS t
         WHERE (NEW.message_count, NEW.created_at, NEW.id) < (t.message_count, t.created_at, t.id)
     );
     is_candidate := FOUND;
     PERFORM alicia_session_stats_forget(OLD.message_count, OLD.created_at, OLD.id, OLD.conversation_id);
-    IF is_candidate AND RANDOM() < trim_share THEN
+    -- By the clock: RANDOM() would take numbers from the stream that the application started with SETSEED().
+    IF is_candidate AND EXTRACT(MICROSECONDS FROM CLOCK_TIMESTAMP())::INTEGER % trim_every = 0 THEN
         PERFORM alicia_session_stats_trim();
     END IF;
     RETURN NULL;
@@ -262,7 +279,7 @@ DECLARE
     sign CONSTANT BIGINT := CASE TG_OP WHEN 'INSERT' THEN 1 ELSE -1 END;
     lock_class CONSTANT INTEGER := 1634494819;
     trim_lock CONSTANT INTEGER := -1;
-    trim_share CONSTANT FLOAT8 := 0.02;
+    trim_every CONSTANT INTEGER := 50;
     session RECORD;
     thousandth RECORD;
     cutoff INTEGER;
@@ -320,7 +337,7 @@ BEGIN
     FROM changed_rows AS c
     WHERE c.message_count >= cutoff;
     GET DIAGNOSTICS inserted = ROW_COUNT;
-    IF RANDOM() < trim_share * inserted::FLOAT8 THEN
+    IF EXTRACT(MICROSECONDS FROM CLOCK_TIMESTAMP())::INTEGER % trim_every < inserted THEN
         PERFORM alicia_session_stats_trim();
     END IF;
     RETURN NULL;
@@ -330,7 +347,7 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_on_insert_or_delete() IS
 'Private: trigger function that adds new sessions to the rollup, or subtracts deleted ones';
 
--- TRUNCATE, because a DELETE would leave rows that an older snapshot does not see.
+-- DELETE waits for no reader of the rollup, so that none can deadlock with the TRUNCATE. Writers are kept out by its lock.
 CREATE OR REPLACE FUNCTION alicia_session_stats_on_truncate() RETURNS TRIGGER
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -338,8 +355,16 @@ SET enable_seqscan = off
 SET jit = off
 AS $function$
 BEGIN
-    TRUNCATE alicia_session_stats_rollup, alicia_session_stats_top_candidates, alicia_session_stats_top_cutoff;
-    INSERT INTO alicia_session_stats_top_cutoff VALUES (-1, TIMESTAMP '-infinity', '');
+    IF CURRENT_SETTING('transaction_isolation') LIKE 'read%' THEN
+        DELETE FROM alicia_session_stats_rollup;
+        DELETE FROM alicia_session_stats_top_candidates;
+        DELETE FROM alicia_session_stats_top_cutoff;
+    ELSE
+        -- A DELETE would leave the rows that are newer than the snapshot.
+        TRUNCATE alicia_session_stats_rollup, alicia_session_stats_top_candidates, alicia_session_stats_top_cutoff;
+    END IF;
+    INSERT INTO alicia_session_stats_top_cutoff
+    VALUES (-1, TIMESTAMP '-infinity', '', NEXTVAL('alicia_session_stats_lowerings'::REGCLASS));
     RETURN NULL;
 END
 $function$;

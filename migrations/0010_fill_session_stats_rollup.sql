@@ -7,10 +7,14 @@
 -- Rollback: drops the views and functions. No session is lost.
 SET LOCAL lock_timeout = '500ms';
 
+-- The sums count every session. So the views are empty for a role to which a policy applies (row-level security).
+-- alicia_session_stats_between() and the named queries then read the sessions that the policy shows.
+
 -- For sums over many buckets: grouping by bucket first would take longer than the sum itself.
 CREATE OR REPLACE VIEW alicia_session_stats_parts AS
 SELECT bucket_start, sessions, messages, tool_calls, memories, seconds
-FROM alicia_session_stats_rollup;
+FROM alicia_session_stats_rollup
+WHERE NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::REGCLASS);
 
 COMMENT ON VIEW alicia_session_stats_parts IS
 'Private: the sums of a quarter of an hour, in several rows. Read alicia_session_stats_quarter_hours instead.';
@@ -74,7 +78,8 @@ CROSS JOIN LATERAL (
         AND s.created_at = c.created_at AND s.conversation_id = c.conversation_id
     OFFSET 0
 ) AS s
-WHERE (c.message_count, c.created_at, c.id) >= (t.message_count, t.created_at, t.id)
+WHERE NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::REGCLASS)
+    AND (c.message_count, c.created_at, c.id) >= (t.message_count, t.created_at, t.id)
     AND NOT EXISTS (
         SELECT FROM alicia_session_stats_top_candidates AS d
         WHERE d.message_count = c.message_count AND d.created_at = c.created_at
@@ -122,6 +127,14 @@ WHERE s.created_at >= GREATEST(
         alicia_session_stats_bucket(until), alicia_session_stats_bucket(since - INTERVAL '1 microsecond') + INTERVAL '15 minutes'
     )
     AND s.created_at < until
+UNION ALL
+-- For a role to which a policy applies: the sessions between these quarters, too.
+SELECT
+    alicia_session_stats_bucket(s.created_at), 1, s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds
+FROM alicia_session_stats AS s
+WHERE ROW_SECURITY_ACTIVE('alicia_session_stats'::TEXT)
+    AND s.created_at >= alicia_session_stats_bucket(since - INTERVAL '1 microsecond') + INTERVAL '15 minutes'
+    AND s.created_at < alicia_session_stats_bucket(until)
 $function$;
 
 COMMENT ON FUNCTION alicia_session_stats_between(TIMESTAMP, TIMESTAMP) IS
@@ -147,6 +160,10 @@ SET search_path = pg_catalog, pg_temp
 AS $function$
 #variable_conflict use_column
 BEGIN
+    IF ROW_SECURITY_ACTIVE('alicia_session_stats'::TEXT) THEN
+        RAISE EXCEPTION 'a row-level security policy hides sessions from %, so that the rollup cannot be compared', CURRENT_USER
+            USING ERRCODE = 'insufficient_privilege', HINT = 'ALTER TABLE alicia_session_stats NO FORCE ROW LEVEL SECURITY;';
+    END IF;
     RETURN QUERY
     SELECT
         bucket_start, SUM(sessions)::BIGINT, SUM(messages)::BIGINT, SUM(tool_calls)::BIGINT, SUM(memories)::BIGINT,
@@ -233,7 +250,7 @@ BEGIN
 
     object := 'top sessions';
     INSERT INTO alicia_session_stats_top_cutoff
-    SELECT 2147483647, TIMESTAMP 'infinity', ''
+    SELECT 2147483647, TIMESTAMP 'infinity', '', NEXTVAL('alicia_session_stats_lowerings'::REGCLASS)
     WHERE NOT EXISTS (SELECT FROM alicia_session_stats_top_cutoff);
     GET DIAGNOSTICS corrections = ROW_COUNT;
     LOOP
@@ -256,8 +273,8 @@ BEGIN
         -- So many top sessions were deleted that most_active_sessions may have to read the table: lower the cutoff.
         -- Writers that have read the old cutoff must commit first. Only here do writers wait.
         LOCK TABLE alicia_session_stats IN SHARE ROW EXCLUSIVE MODE;
-        UPDATE alicia_session_stats_top_cutoff SET (message_count, created_at, id) = (
-            SELECT n.message_count, n.created_at, n.id
+        UPDATE alicia_session_stats_top_cutoff SET (message_count, created_at, id, lowerings) = (
+            SELECT n.message_count, n.created_at, n.id, NEXTVAL('alicia_session_stats_lowerings'::REGCLASS)
             FROM (
                 (
                     SELECT s.message_count, s.created_at, s.id

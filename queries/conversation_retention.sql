@@ -36,6 +36,7 @@ active_weeks AS (
     FROM alicia_session_stats AS s
     WHERE
         s.created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
+        AND s.created_at < NOW() AT TIME ZONE 'UTC' + INTERVAL '2 days'
         AND NOT EXISTS (
             SELECT FROM alicia_session_stats AS earlier
             WHERE

@@ -27,7 +27,8 @@
 \else
 \set conversations true
 \endif
--- Both scans begin days + 7 days ago: six days for the mean of the first day, one for the time zone.
+-- Both scans begin days + 7 days ago: six days for the mean of the first day, one for the time zone. They end two days
+-- ahead, since a time far in the future has no equivalent in other time zones.
 WITH sums AS (
     SELECT
         ((bucket_start AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS day,
@@ -36,8 +37,10 @@ WITH sums AS (
         SUM(tool_calls)::BIGINT AS tool_calls,
         SUM(memories)::BIGINT AS memories,
         SUM(seconds)::BIGINT AS seconds
-    FROM alicia_session_stats_quarter_hours
-    WHERE bucket_start >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days'::INTEGER + 7)
+    FROM alicia_session_stats_between(
+        NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days'::INTEGER + 7),
+        NOW() AT TIME ZONE 'UTC' + INTERVAL '2 days'
+    )
     GROUP BY day
 ),
 
@@ -48,6 +51,7 @@ active AS (
     FROM alicia_session_stats
     WHERE
         created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days'::INTEGER + 7)
+        AND created_at < NOW() AT TIME ZONE 'UTC' + INTERVAL '2 days'
         AND :'conversations'::BOOLEAN
     GROUP BY day
 ),

@@ -27,6 +27,7 @@ WITH history AS (
         (NOW() AT TIME ZONE 'UTC')::DATE AS today,
         LEAST(:'days'::INTEGER, GREATEST((NOW() AT TIME ZONE 'UTC')::DATE - MIN(created_at)::DATE - 1, 0)) AS days
     FROM alicia_session_stats
+    WHERE created_at > '-infinity' AND created_at < NOW() AT TIME ZONE 'UTC'
 ),
 
 daily AS (
@@ -34,10 +35,10 @@ daily AS (
         bucket_start::DATE AS day,
         SUM(sessions) AS sessions,
         SUM(messages) AS messages
-    FROM alicia_session_stats_quarter_hours
-    WHERE
-        bucket_start >= DATE_TRUNC('day', NOW() AT TIME ZONE 'UTC') - MAKE_INTERVAL(days => :'days'::INTEGER)
-        AND bucket_start < DATE_TRUNC('day', NOW() AT TIME ZONE 'UTC')
+    FROM alicia_session_stats_between(
+        DATE_TRUNC('day', NOW() AT TIME ZONE 'UTC') - MAKE_INTERVAL(days => :'days'::INTEGER),
+        DATE_TRUNC('day', NOW() AT TIME ZONE 'UTC')
+    )
     GROUP BY bucket_start::DATE
 ),
 

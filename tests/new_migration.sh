@@ -6,15 +6,13 @@ last=$(ls [0-9]*.sql | tail -n 1 | cut -c 1-4)
 name=$(printf '%04d' $((${last#"${last%%[!0]*}"} + 1)))_$1
 for file in "$name.sql" "$name.rollback.sql"; do
     cat > "$file" <<'SQL'
--- One line that says what this does.
+-- What it does, in one sentence.
 --
--- Why: the reason, not a paraphrase of the SQL
--- Locks: what it takes, for how long, on which table
--- Rollback: what is lost
+-- Why: the reason, not a paraphrase of the SQL.
+-- Locks: which, on which table, for how long.
+-- Rollback: what is lost.
 SET LOCAL lock_timeout = '500ms';
 
 SQL
     echo "migrations/$file"
 done
-sha256sum *.sql > SHA256SUMS
-echo "Write both, run them, then: make sums"

@@ -1,4 +1,4 @@
-"""Session lengths, engagement and retention answer what a model in plain Python does, and the facts in their headers."""
+"""Session lengths, engagement and retention answer what a model in plain Python does, and what their headers say."""
 
 from bisect import bisect_right
 from collections import Counter
@@ -7,7 +7,7 @@ from datetime import date, datetime, timedelta
 from fractions import Fraction
 
 import pytest
-from test_usage import BIGGEST, ZONES, Connection, Rows, Session, ask, bar, holds, load, local, now_of, within
+from test_usage import BIGGEST, ZONES, Connection, Rows, Session, ask, bar, column, holds, load, local, now_of, rounded, within
 from test_usage import still as still  # fixtures
 from test_usage import usage_database as usage_database
 
@@ -92,7 +92,8 @@ def conversation_retention(sessions: list[Session], now: datetime, weeks: int, t
         cohort = monday(now, tz) - timedelta(weeks=age)
         members = [mondays for mondays in active.values() if min(mondays) == cohort]
         came = [sum(cohort + timedelta(weeks=n) in mondays for mondays in members) for n in range(min(age, 7) + 1)]
-        rows.append((cohort, len(members), *[share(count, len(members)) for count in came], *[None] * (8 - len(came))))
+        shares = [*(share(count, len(members)) for count in came), *[None] * (8 - len(came))]
+        rows.append((cohort, len(members), *shares, age == 0))
     return rows
 
 
@@ -111,35 +112,34 @@ def test_conversation_retention_is_the_models(still: Connection) -> None:
 # Session lengths ------------------------------------------------------------------------------------------
 
 
-def test_without_a_session_every_length_is_there_without_a_share(still: Connection) -> None:
+def test_without_sessions_every_length_has_a_row_without_a_share(still: Connection) -> None:
     assert ask(still, "session_length_distribution") == [(name, edge, 0, None, None, None) for edge, name in LENGTHS.items()]
 
 
-def test_a_length_belongs_to_the_bucket_that_begins_with_it(still: Connection) -> None:
+def test_length_on_the_edge_of_two_ranges_belongs_to_the_longer_one(still: Connection) -> None:
     yesterday = now_of(still) - timedelta(1)
     edges = list(LENGTHS)
     for shift in (0, 1):  # First each edge, then the last second before each next one.
         load(still, [Session(yesterday, f"ac_{shift}", seconds=edge - shift) for edge in edges if edge >= shift])
-    assert [row[2] for row in ask(still, "session_length_distribution")] == [2] * 8 + [1]
+    assert column(still, "session_length_distribution", "sessions") == [2] * 8 + [1]
 
 
-def test_shares_add_up_to_the_running_share_which_ends_at_100(still: Connection) -> None:
+def test_cumulative_share_adds_up_the_shares_and_ends_at_100(still: Connection) -> None:
     yesterday = now_of(still) - timedelta(1)
     load(still, [Session(yesterday, seconds=seconds) for seconds in (0, 5, 5, BIGGEST, BIGGEST, BIGGEST, BIGGEST)])
     rows = ask(still, "session_length_distribution")
-    assert [row[3] for row in rows] == pytest.approx([Fraction(100 * n, 7) for n in (1, 2, 0, 0, 0, 0, 0, 0, 4)])
-    assert [row[4] for row in rows] == pytest.approx([sum(row[3] for row in rows[: n + 1]) for n in range(9)])
-    assert rows[-1][4] == 100
+    assert [row[3] for row in rows] == [rounded(Fraction(100 * n, 7)) for n in (1, 2, 0, 0, 0, 0, 0, 0, 4)]
+    assert [row[4] for row in rows] == [rounded(Fraction(100 * n, 7)) for n in (1, 3, 3, 3, 3, 3, 3, 3, 7)]
 
 
-def test_the_smallest_share_draws_a_block_and_the_largest_twenty(still: Connection) -> None:
+def test_bar_has_a_block_for_any_session_and_twenty_for_the_commonest_length(still: Connection) -> None:
     yesterday = now_of(still) - timedelta(1)
     load(still, [Session(yesterday)] + [Session(yesterday, seconds=60)] * 500)
-    assert [row[5] for row in ask(still, "session_length_distribution")][:5] == ["█", "", "", "", "█" * 20]
+    assert column(still, "session_length_distribution", "bar")[:5] == ["█", "", "", "", "█" * 20]
 
 
 @pytest.mark.parametrize(("name", "row", "column"), [("session_length_distribution", 0, 2), ("engagement", 0, 1)])
-def test_a_window_includes_its_start_and_excludes_its_end(still: Connection, name: str, row: int, column: int) -> None:
+def test_window_includes_its_start_and_excludes_its_end(still: Connection, name: str, row: int, column: int) -> None:
     now = now_of(still)
     start = now - timedelta(30)
     load(still, [Session(at) for at in (start - INSTANT, start, now - INSTANT, now, now + INSTANT)])
@@ -153,13 +153,13 @@ def answers(db: Connection, **params: object) -> dict[str, tuple[object, ...]]:
     return {row[0]: row[1:] for row in ask(db, "engagement", **params)}
 
 
-def test_without_a_session_two_counts_are_0_and_the_rest_is_null(still: Connection) -> None:
+def test_without_sessions_the_counts_are_0_and_the_rest_is_null(still: Connection) -> None:
     found = answers(still)
     assert found.pop("sessions") == found.pop("conversations") == (0, 0)
     assert list(found.values()) == [(None, None)] * 5
 
 
-def test_without_a_session_that_lasts_only_the_second_column_is_null(still: Connection) -> None:
+def test_without_sessions_that_last_only_the_second_column_is_null(still: Connection) -> None:
     load(still, [Session(now_of(still) - INSTANT, messages=1)])
     assert answers(still) == {
         "sessions": (1, 0),
@@ -179,12 +179,12 @@ def test_percentiles_are_interpolated_with_and_without_sessions_of_zero_length(s
     assert found["p90_seconds"] == (40, 44)
 
 
-def test_a_session_bounces_with_one_message_not_with_none_or_two(still: Connection) -> None:
+def test_bounce_is_a_session_with_one_message_not_with_none_or_two(still: Connection) -> None:
     load(still, [Session(now_of(still) - INSTANT, messages=messages, seconds=9 * (messages == 2)) for messages in (0, 1, 2, 1)])
     assert answers(still)["one_message_pct"] == (50, 0)
 
 
-def test_a_conversation_came_back_when_it_has_two_sessions_in_the_window_at_the_same_instant_too(still: Connection) -> None:
+def test_conversation_with_two_sessions_in_the_window_came_back(still: Connection) -> None:
     now = now_of(still) - INSTANT
     load(
         still,
@@ -196,8 +196,8 @@ def test_a_conversation_came_back_when_it_has_two_sessions_in_the_window_at_the_
             Session(datetime(2020, 1, 1), "ac_old"),
         ],
     )
-    assert answers(still)["came_back_pct"] == (pytest.approx(Fraction(100, 3)), None)
-    assert answers(still)["sessions_per_conversation"] == (pytest.approx(Fraction(4, 3)), None)
+    assert answers(still)["came_back_pct"] == (rounded(Fraction(100, 3)), None)
+    assert answers(still)["sessions_per_conversation"] == (rounded(Fraction(4, 3)), None)
 
 
 def test_lengths_at_the_integer_maximum_are_exact(still: Connection) -> None:
@@ -213,38 +213,39 @@ def noon(db: Connection, weeks_ago: int, day: int = 0) -> datetime:
     return datetime.combine(monday(now_of(db), "UTC"), datetime.min.time()) + timedelta(day, weeks=-weeks_ago, hours=12)
 
 
-def test_without_a_session_every_cohort_is_there_without_a_share(still: Connection) -> None:
+def test_without_sessions_every_cohort_has_a_row_without_a_share(still: Connection) -> None:
     this_week = monday(now_of(still), "UTC")
-    assert ask(still, "conversation_retention") == [(this_week - timedelta(weeks=7 - n), 0, *[None] * 8) for n in range(8)]
+    expected = [(this_week - timedelta(weeks=7 - n), 0, *[None] * 8, n == 7) for n in range(8)]
+    assert ask(still, "conversation_retention") == expected
 
 
-def test_a_week_without_a_return_is_0_and_a_week_to_come_is_null(still: Connection) -> None:
+def test_week_without_a_return_is_0_and_a_week_to_come_is_null(still: Connection) -> None:
     load(still, [Session(noon(still, 3)), Session(noon(still, 3, 6)), Session(noon(still, 1)), Session(noon(still, 3), "ac_2")])
     (row,) = (row for row in ask(still, "conversation_retention") if row[1])
-    assert row == (monday(noon(still, 3), "UTC"), 2, 100, 0, 50, 0, None, None, None, None)
+    assert row == (monday(noon(still, 3), "UTC"), 2, 100, 0, 50, 0, None, None, None, None, False)
 
 
-def test_a_conversation_belongs_to_the_week_of_its_first_session_ever(still: Connection) -> None:
+def test_conversation_belongs_to_the_week_of_its_first_session_ever(still: Connection) -> None:
     load(
         still,
         [Session(noon(still, age)) for age in (0, 1, 7, 8, 9)]
         + [Session(datetime(2020, 1, 1), "ac_2"), Session(noon(still, 3), "ac_2")],
     )
-    assert {row[1] for row in ask(still, "conversation_retention")} == {0}
-    assert [row[1] for row in ask(still, "conversation_retention", weeks=10)] == [1] + [0] * 9
+    assert set(column(still, "conversation_retention", "conversations")) == {0}
+    assert column(still, "conversation_retention", "conversations", weeks=10) == [1] + [0] * 9
 
 
-def test_a_conversation_that_returns_every_week_is_retained_in_every_week(still: Connection) -> None:
+def test_conversation_active_every_week_is_retained_in_every_week(still: Connection) -> None:
     load(still, [Session(noon(still, age)) for age in range(10)] * 2)
-    assert ask(still, "conversation_retention", weeks=10)[0][1:] == (1, *[100] * 8)
+    assert ask(still, "conversation_retention", weeks=10)[0][1:] == (1, *[100] * 8, False)
 
 
-def test_a_week_begins_on_monday_at_the_zones_midnight(still: Connection) -> None:
+def test_week_begins_on_monday_at_midnight_in_the_time_zone(still: Connection) -> None:
     midnight = datetime.combine(monday(noon(still, 2), "UTC"), datetime.min.time()) - timedelta(hours=5, minutes=45)
     load(still, [Session(midnight - INSTANT, "ac_sunday"), Session(midnight, "ac_monday")])
     sizes = {row[0]: row[1] for row in ask(still, "conversation_retention", tz="Asia/Kathmandu") if row[1]}
     assert sizes == {monday(noon(still, 3), "UTC"): 1, monday(noon(still, 2), "UTC"): 1}
-    assert [row[1] for row in ask(still, "conversation_retention") if row[1]] == [2]
+    assert [size for size in column(still, "conversation_retention", "conversations") if size] == [2]
 
 
 @pytest.mark.parametrize("tz", ZONES)
@@ -253,4 +254,4 @@ def test_every_conversation_is_in_one_cohort(still: Connection, tz: str) -> None
     load(still, [Session(now - timedelta(hours=5 * n), f"ac_{n % 97}") for n in range(400)])
     rows = ask(still, "conversation_retention", weeks=14, tz=tz)
     assert sum(row[1] for row in rows) == 97
-    assert all(share is None or 0 <= share <= 100 for row in rows for share in row[2:])
+    assert all(share is None or 0 <= share <= 100 for row in rows for share in row[2:10])

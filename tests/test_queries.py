@@ -1,36 +1,34 @@
-"""Every query file keeps the contract of its header; the specification's three answer what can be computed by hand."""
+"""Every query file keeps the contract of its header, and the specification's three queries answer what it says."""
 
 import csv
 import io
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, LiteralString
 
 import psycopg
 import pytest
-from conftest import EVENTS, ROOT, SERVER, conninfo_of, psql, scalar
+from conftest import EVENTS, ROOT, SERVER, cli, conninfo_of, psql, scalar
 from psycopg.conninfo import make_conninfo
 
-from runner import connect, main, migrate, named_queries, query, read_query, run_query
+import alicia_session_stats as stats
 
 Connection = psycopg.Connection[Any]
 Insert = Callable[..., str]
 Rows = list[list[str]]
 
-QUERIES = named_queries()
+QUERIES = stats.queries()
 READERS = [name for name, each in QUERIES.items() if not each.writes]
-# A file that writes, and one that has nothing to say about a healthy sample, is so on purpose.
 WRITERS = {"delete_sessions_before", "rebuild_sessions", "record_activity", "start_session"}
-SILENT = {"verify", "verify_sums"}
-# So is one that composes statements with FORMAT.
-FORMATTING = {"verify"}
-# The server's statistics move by themselves: of these answers, only the shape can be compared.
-MOVING = {"table_health"}
-# A value for each required parameter, and another one than the default for the rest.
+SILENT = {"verify", "verify_rollup"}  # No row when there is no difference.
+FORMATTING = {"verify", "verify_rollup"}  # May compose statements with FORMAT, which needs a percent sign.
+MOVING = {"table_health"}  # The server's statistics change by themselves.
+UNROUNDED = {"average_session_metrics"}  # The specification's own expressions.
+# A value for each required parameter, and one that is not the default for the others.
 GIVEN = {
     "batch": "5",
     "conversations": "false",
@@ -41,6 +39,7 @@ GIVEN = {
     "limit": "3",
     "memories": "1",
     "messages": "2",
+    "metric": "memories",
     "seconds": "40",
     "session_id": "ass_sample",
     "since_days": "7",
@@ -48,11 +47,10 @@ GIVEN = {
     "tz": "Asia/Kathmandu",
     "weeks": "4",
 }
-RESERVED = {"conninfo", "database", "explain", "format", "help", "name", "timeout"}
+OPTIONS = {"conninfo", "database", "explain", "format", "help", "name", "timeout"}  # The runner's own.
 
 every_query = pytest.mark.parametrize("name", QUERIES)
 every_reader = pytest.mark.parametrize("name", READERS)
-every_writer = pytest.mark.parametrize("name", sorted(WRITERS))
 
 
 def path_of(name: str) -> Path:
@@ -64,26 +62,26 @@ def header_of(name: str) -> list[str]:
     return lines[: next(number for number, line in enumerate(lines) if not line.startswith("--"))]
 
 
-def field(name: str, label: str) -> str:
-    """The text of a header's field, its continuation lines included."""
+def field(name: str, label: str) -> list[str]:
+    """The lines of a field of the header."""
     found = re.search(rf"^-- {label}: (.+(?:\n--  +.+)*)", "\n".join(header_of(name)), re.M)
     assert found, f"{name} has no {label}"
-    return re.sub(r"\n-- +", " ", found[1])
+    return found[1].split("\n")
 
 
 def declared(name: str) -> dict[str, str | None]:
-    """The parameters of the header, and their defaults."""
+    """The parameters that the header declares, and their defaults."""
     params = re.findall(r"^-- Param (\w+) \(\w+(?:, default (.+?))?\): \w", path_of(name).read_text(), re.M)
     return {param: default or None for param, default in params}
 
 
 def body(name: str) -> str:
-    """What the server gets to see: no psql command, no comment."""
+    """The file without psql's commands and comments."""
     return re.sub(r"^\\.*\n|--.*", "", path_of(name).read_text(), flags=re.M)
 
 
 def values(name: str, given: dict[str, str]) -> dict[str, str]:
-    """A value for every parameter: the given one, else the default, else the one it needs."""
+    """A value for every parameter: the given one, else the default, else one that the sample knows."""
     return {param: given.get(param) or default or GIVEN[param] for param, default in declared(name).items()}
 
 
@@ -91,33 +89,30 @@ def values(name: str, given: dict[str, str]) -> dict[str, str]:
 
 
 @every_query
-def test_the_first_line_is_one_sentence(name: str) -> None:
+def test_first_line_is_one_sentence(name: str) -> None:
     assert re.fullmatch(r"-- [A-Z](?:[^.]|\.(?! ))*\.", header_of(name)[0])
     assert header_of(name)[1] == "--"
 
 
 @every_query
-def test_the_fields_stand_in_their_order(name: str) -> None:
+def test_header_has_its_fields_in_order(name: str) -> None:
     block = header_of(name)[2:]
     lines = block[: block.index("--")]
-    labels = [re.match(r"-- (Purpose|Mode|Param|Returns|Reads)\b|-- {2,}\S", line) for line in lines]
+    labels = [re.match(r"-- (Purpose|Mode|Param|Returns|Model|Cost|Reads)\b|-- {2,}\S", line) for line in lines]
     assert all(labels), lines
     order = "".join(f"{label[1]} " for label in labels if label and label[1])
-    assert re.fullmatch(r"Purpose (Mode )?(Param )*Returns Reads ", order)
+    assert re.fullmatch(r"Purpose (Mode )?(Param )*Returns (Model )?(Cost )?Reads ", order)
 
 
 @every_query
-def test_every_param_has_a_type_and_a_description(name: str) -> None:
+def test_header_declares_the_parameters_that_the_sql_uses(name: str) -> None:
     assert len(declared(name)) == len(re.findall(r"^-- Param\b", path_of(name).read_text(), re.M))
+    assert declared(name).keys() == set(re.findall(r":'(\w+)'", body(name)))
+    assert declared(name) == {param.name: param.default for param in QUERIES[name].params}
 
 
 @every_query
-def test_the_declared_parameters_are_the_used_ones(name: str) -> None:
-    assert set(re.findall(r":'(\w+)'", body(name))) == declared(name).keys()
-
-
-@every_query
-def test_psqls_defaults_are_the_headers(name: str) -> None:
+def test_psql_uses_the_defaults_of_the_header(name: str) -> None:
     commands = re.findall(r"^\\.*", path_of(name).read_text(), re.M)
     expected: list[str] = []
     for param, default in declared(name).items():
@@ -127,33 +122,28 @@ def test_psqls_defaults_are_the_headers(name: str) -> None:
 
 
 @every_query
-def test_the_runner_reads_the_same_parameters(name: str) -> None:
-    assert {param.name: param.default for param in QUERIES[name].params} == declared(name)
+def test_only_the_quoted_form_of_a_parameter_is_used(name: str) -> None:
+    without_literals = re.sub(r":'\w+'|'(?:[^']|'')*'|::", "", body(name))
+    assert re.findall(r":\w+|:\"|:{", without_literals) == []
 
 
 @every_query
-def test_the_only_parameter_form_is_the_quoted_one(name: str) -> None:
-    bare = re.sub(r":'\w+'|'(?:[^']|'')*'|::", "", body(name))  # psql looks for variables outside of literals only.
-    assert re.findall(r":\w+|:\"|:{", bare) == []
+def test_no_percent_sign_that_a_driver_would_have_to_double(name: str) -> None:
+    assert "%" not in path_of(name).read_text() or name in FORMATTING
 
 
 @every_query
-def test_no_percent_sign(name: str) -> None:
-    assert ("%" in path_of(name).read_text()) == (name in FORMATTING)
+def test_no_parameter_hides_an_option_of_the_command_line(name: str) -> None:
+    assert not declared(name).keys() & OPTIONS
 
 
 @every_query
-def test_no_parameter_hides_an_option_of_the_runner(name: str) -> None:
-    assert not declared(name).keys() & RESERVED
-
-
-@every_query
-def test_mode_is_writes_or_not_there(name: str) -> None:
+def test_only_a_file_that_writes_is_marked_as_writing(name: str) -> None:
     assert re.findall(r"^-- Mode: (.+)", path_of(name).read_text(), re.M) == (["writes"] if name in WRITERS else [])
 
 
 @every_reader
-def test_the_headers_psql_command_runs(name: str, sample: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_in_the_header_runs_in_psql(name: str, sample: str, monkeypatch: pytest.MonkeyPatch) -> None:
     command = shlex.split(header_of(name)[-1].removeprefix("-- "))
     assert command[0] == "psql"
     assert command[-2:] == ["-f", f"queries/{name}.sql"]
@@ -163,6 +153,15 @@ def test_the_headers_psql_command_runs(name: str, sample: str, monkeypatch: pyte
     monkeypatch.chdir(ROOT)
     done = psql(sample, *command[1:])
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@every_query
+def test_columns_that_the_header_explains_exist(name: str, sample: str) -> None:
+    items = [re.match(r"--     (\S.*?)(?:  |$)", line) for line in field(name, "Returns")[1:]]
+    explained = {column for item in items if item for column in item[1].split(", ") if re.fullmatch(r"\w+", column)}
+    with stats.connect(sample) as connection, connection.transaction(force_rollback=True):
+        columns = connection.execute(QUERIES[name].statement.encode(), values(name, {})).description or ()
+    assert explained <= {column.name for column in columns}
 
 
 # What every query answers --------------------------------------------------------------------------------
@@ -175,9 +174,9 @@ def sample() -> Iterator[str]:
     with psycopg.connect(**SERVER, autocommit=True) as server:
         server.execute("DROP DATABASE IF EXISTS alicia_sample WITH (FORCE)")
         server.execute("CREATE DATABASE alicia_sample")
-        migrate(conninfo)
-        run_query(conninfo, read_query(ROOT / "bench" / "sample.sql"), {"rows": 400, "last": 400})
-        with connect(conninfo) as connection:
+        stats.migrate(conninfo)
+        psql(conninfo, "-v", "rows=400", "-v", "last=400", "-f", ROOT / "bench" / "sample.sql").check_returncode()
+        with stats.connect(conninfo) as connection:
             connection.execute("INSERT INTO alicia_conversations VALUES ('ac_sample')")
             connection.execute(
                 "UPDATE alicia_session_stats SET conversation_id = 'ac_sample' "
@@ -190,85 +189,82 @@ def sample() -> Iterator[str]:
         server.execute("DROP DATABASE alicia_sample WITH (FORCE)")
 
 
-def rows_of(text: str) -> Rows:
-    """CSV, taken apart; of a time, psql prints no trailing zeros."""
-    return [[re.sub(r"(:\d\d\.\d+?)0+$", r"\1", cell) for cell in row] for row in csv.reader(io.StringIO(text))]
-
-
 def answer_of_psql(conninfo: str, name: str, given: dict[str, str]) -> Rows:
     variables = [part for param, value in given.items() for part in ("-v", f"{param}={value}")]
     done = psql(conninfo, "--csv", "-q", *variables, "-c", "BEGIN", "-f", path_of(name), "-c", "ROLLBACK")
     assert (done.returncode, done.stderr) == (0, "")
-    return rows_of(done.stdout)
+    return list(csv.reader(io.StringIO(done.stdout)))
 
 
-def answer_of_runner(conninfo: str, name: str, given: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Rows:
-    options = [f"--{param}={value}" for param, value in given.items()]
-    code = main(["query", name, *options, "--format", "csv", "--database", conninfo])
-    said = capsys.readouterr()
-    assert (code, said.err) == (0, "")
-    return rows_of(said.out)
+def answer_of_python(conninfo: str, name: str, given: dict[str, str]) -> Rows:
+    with stats.connect(conninfo) as connection, connection.transaction(force_rollback=True):
+        rows = stats.query(connection, name, **given)
+    return [list(rows[0]) if rows else [], *([printed(value) for value in row.values()] for row in rows)]
+
+
+def printed(value: object) -> str:
+    """A value as psql prints it."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "t" if value else "f"
+        case datetime(microsecond=microsecond):
+            return value.isoformat(" ").rstrip("0") if microsecond else value.isoformat(" ")
+        case _:
+            return str(value)
+
+
+@every_query
+@pytest.mark.parametrize("with_parameters", [False, True], ids=["defaults", "parameters"])
+def test_psql_and_python_answer_alike(name: str, with_parameters: bool, sample: str) -> None:
+    given = {param: GIVEN[param] for param, default in declared(name).items() if with_parameters or default is None}
+    by_psql, by_python = answer_of_psql(sample, name, given), answer_of_python(sample, name, given)
+    if name in SILENT:
+        assert by_python == [[]]
+        assert len(by_psql) == 1
+        return
+    assert by_psql[0] == by_python[0]
+    moving = {"id", "created_at", "updated_at"} if name in WRITERS else set(by_psql[0][1:]) if name in MOVING else set[str]()
+    kept = [number for number, column in enumerate(by_psql[0]) if column not in moving]
+    assert [[row[n] for n in kept] for row in by_psql] == [[row[n] for n in kept] for row in by_python]
 
 
 @every_reader
-@pytest.mark.parametrize("with_parameters", [False, True], ids=["defaults", "parameters"])
-def test_psql_and_the_runner_answer_alike(
-    name: str, with_parameters: bool, sample: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = {param: GIVEN[param] for param, default in declared(name).items() if with_parameters or default is None}
-    by_psql, by_runner = answer_of_psql(sample, name, given), answer_of_runner(sample, name, given, capsys)
-    if name in MOVING:
-        by_psql, by_runner = ([rows[0], *([row[0]] for row in rows[1:])] for rows in (by_psql, by_runner))
-    assert by_psql == by_runner
-
-
-@pytest.fixture
-def written(sample: str) -> Iterator[str]:
-    """A copy of the sample, to write in."""
-    with psycopg.connect(**SERVER, autocommit=True) as server:
-        server.execute("DROP DATABASE IF EXISTS alicia_written WITH (FORCE)")
-        server.execute("CREATE DATABASE alicia_written TEMPLATE alicia_sample")
-        yield make_conninfo(sample, dbname="alicia_written")
-        server.execute("DROP DATABASE alicia_written WITH (FORCE)")
-
-
-@every_writer
-@pytest.mark.parametrize("with_parameters", [False, True], ids=["defaults", "parameters"])
-def test_psql_and_the_runner_write_alike(
-    name: str, with_parameters: bool, written: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = {param: GIVEN[param] for param, default in declared(name).items() if with_parameters or default is None}
-    by_psql, by_runner = answer_of_psql(written, name, given), answer_of_runner(written, name, given, capsys)
-    assert by_psql[0] == by_runner[0]
-    # Ids and times are new each time.
-    told = [n for n, column in enumerate(by_psql[0]) if column not in {"id", "created_at", "updated_at"}]
-    assert [[row[n] for n in told] for row in by_psql] == [[row[n] for n in told] for row in by_runner]
-
-
-@every_reader
-def test_the_answer_does_not_depend_on_the_time_zone(name: str, sample: str) -> None:
+def test_answer_does_not_depend_on_the_sessions_time_zone(name: str, sample: str) -> None:
     answers: list[str] = []
-    with connect(sample) as connection, connection.transaction():  # One transaction, one NOW().
+    with stats.connect(sample) as connection, connection.transaction():  # One transaction, one NOW().
         for zone in ("UTC", "Asia/Kathmandu", "America/Los_Angeles"):
             connection.execute("SELECT SET_CONFIG('TimeZone', %s, TRUE)", [zone])
-            answers.append(repr(connection.execute(QUERIES[name].statement.encode(), values(name, {})).fetchall()))
+            answers.append(repr(stats.query(connection, name, **values(name, {}))))
     assert len(set(answers)) == 1
 
 
 @every_reader
-def test_the_sample_gives_an_answer_that_is_not_empty(name: str, sample: str) -> None:
-    rows = query(sample, name, **values(name, {}))
+def test_sample_gets_an_answer(name: str, sample: str) -> None:
+    rows = stats.query(sample, name, **values(name, {}))
     assert (rows == []) == (name in SILENT)
     assert all(any(value is not None for value in row.values()) for row in rows)
 
 
+@pytest.mark.parametrize("name", sorted(set(READERS) - UNROUNDED))
+def test_no_number_has_more_decimals_than_are_meaningful(name: str, sample: str) -> None:
+    for row in stats.query(sample, name, **values(name, {})):
+        for column, value in row.items():
+            assert not isinstance(value, float), column
+            if isinstance(value, Decimal):
+                exponent = value.as_tuple().exponent
+                assert isinstance(exponent, int)
+                assert exponent >= (-3 if column.endswith("_r2") else -2), column
+
+
 @every_query
-def test_the_index_that_the_header_names_is_searched(name: str, sample: str) -> None:
-    named = set() if field(name, "Reads") == "no index" else set(field(name, "Reads").split(", "))
-    with connect(sample) as connection, connection.transaction():
+def test_indexes_that_the_header_names_are_used(name: str, sample: str) -> None:
+    named = set(", ".join(field(name, "Reads")).split(", ")) - {"no index"}
+    with stats.connect(sample) as connection, connection.transaction():
         connection.execute("SET LOCAL enable_seqscan = off")
         plan = connection.execute(f"EXPLAIN {QUERIES[name].statement}".encode(), values(name, {})).fetchall()
-    # With a condition: without one, an index is only read where the table would be.
+    # Only with a condition or for an order: without these, an index scan stands for the sequential scan.
     search = r"(?:using|Index Scan on) (\w+).*\n +Index Cond|Conflict Arbiter Indexes: (\w+)|Scan Backward using (\w+)"
     searched = {name for names in re.findall(search, "\n".join(line for (line,) in plan)) for name in names}
     assert named <= searched
@@ -300,7 +296,7 @@ SPECIFIED: dict[str, LiteralString] = {
 
 
 @pytest.mark.parametrize("name", SPECIFIED)
-def test_a_specified_query_answers_what_the_specifications_own_text_does(name: str, db: Connection, insert: Insert) -> None:
+def test_answer_is_the_one_of_the_specifications_own_text(name: str, db: Connection, insert: Insert) -> None:
     db.execute("SET TimeZone = 'UTC'")
     now = scalar(db, "SELECT NOW()::TIMESTAMP")
     for n in range(24):  # Two sessions a conversation, one in four of ac_xxx; the last third is older than 30 days.
@@ -327,7 +323,7 @@ def test_session_stats_lists_the_sessions_of_its_conversation_newest_first(db: C
     insert("ac_1", message_count=3, tool_call_count=2, memories_used=1, session_duration_seconds=60, created_at="2025-01-01")
     insert("ac_1", message_count=5, tool_call_count=0, memories_used=4, session_duration_seconds=90, created_at="2025-01-02")
     insert("ac_2", message_count=9)
-    assert query(conninfo_of(db), "session_stats", conversation_id="ac_1") == [
+    assert stats.query(db, "session_stats", conversation_id="ac_1") == [
         {"message_count": 5, "tool_call_count": 0, "memories_used": 4, "session_duration_seconds": 90},
         {"message_count": 3, "tool_call_count": 2, "memories_used": 1, "session_duration_seconds": 60},
     ]
@@ -336,69 +332,50 @@ def test_session_stats_lists_the_sessions_of_its_conversation_newest_first(db: C
 def test_session_stats_orders_sessions_of_the_same_instant_by_id(db: Connection, insert: Insert) -> None:
     for n in (2, 3, 1):
         insert(id=f"ass_{n}", message_count=n, created_at="2025-01-01")
-    rows = query(conninfo_of(db), "session_stats", conversation_id="ac_1")
+    rows = stats.query(db, "session_stats", conversation_id="ac_1")
     assert [row["message_count"] for row in rows] == [3, 2, 1]
 
 
 def test_session_stats_of_a_conversation_without_sessions_is_empty(db: Connection, insert: Insert) -> None:
     insert("ac_1")
     db.execute("INSERT INTO alicia_conversations VALUES ('ac_silent')")
-    assert query(conninfo_of(db), "session_stats", conversation_id="ac_silent") == []
-    assert query(conninfo_of(db), "session_stats", conversation_id="ac_none") == []
+    assert stats.query(db, "session_stats", conversation_id="ac_silent") == []
+    assert stats.query(db, "session_stats", conversation_id="ac_none") == []
 
 
-UNUSUAL = [
-    "it's",
-    "''",
-    "' OR TRUE --",
-    '"quoted"',
-    "100%",
-    "%s %(limit)s %%",
-    "back\\slash",
-    "\\'",
-    ":limit :'limit' ::",
-    "a:b",
-    "$1 $$",
-    "{}",
-    "; SELECT 1",
-    "spaced  out ",
-    "--limit",
-    "",
-    "déjà 日本 🙂",
-    "two\nlines",
-]
+# Ids that a client which pastes them into SQL, or into a format string, would get wrong.
+UNUSUAL = ["it's", "' OR TRUE --", '"quoted"', "100%", "%s %(limit)s %%", "back\\slash", ":limit :'limit' ::", "$1 $$", "--limit"]
+UNUSUAL += ["", "spaced  out ", "déjà 日本 🙂", "two\nlines"]
 
 
-def test_session_stats_finds_the_most_unusual_conversation_id_and_no_other(
-    db: Connection, insert: Insert, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unusual_conversation_id_finds_its_own_sessions(db: Connection, insert: Insert) -> None:
     conninfo, columns = conninfo_of(db), ["message_count", "tool_call_count", "memories_used", "session_duration_seconds"]
     for n, conversation_id in enumerate(UNUSUAL):
         insert(conversation_id, message_count=n)
     for n, conversation_id in enumerate(UNUSUAL):
         given, expected = {"conversation_id": conversation_id}, [columns, [str(n), "0", "0", "0"]]
         assert answer_of_psql(conninfo, "session_stats", given) == expected, conversation_id
-        assert answer_of_runner(conninfo, "session_stats", given, capsys) == expected, conversation_id
+        assert answer_of_python(conninfo, "session_stats", given) == expected, conversation_id
 
 
 def test_average_session_metrics_are_means_over_the_window(db: Connection, insert: Insert) -> None:
     for messages, tools, seconds in [(1, 0, 60), (2, 1, 120), (6, 5, 90)]:
         insert(message_count=messages, tool_call_count=tools, session_duration_seconds=seconds)
     insert(message_count=1000, created_at="2020-01-01")
-    assert query(conninfo_of(db), "average_session_metrics") == [
+    assert stats.query(db, "average_session_metrics") == [
         {"avg_messages": Decimal(3), "avg_tools": Decimal(2), "avg_duration_minutes": Decimal("1.5")}
     ]
 
 
-def test_average_session_metrics_of_no_session_are_null(db: Connection, insert: Insert) -> None:
+def test_average_session_metrics_without_sessions_are_null(db: Connection, insert: Insert) -> None:
     nothing = {"avg_messages": None, "avg_tools": None, "avg_duration_minutes": None}
-    assert query(conninfo_of(db), "average_session_metrics") == [nothing]
+    assert stats.query(db, "average_session_metrics") == [nothing]
     insert(message_count=1)
-    assert query(conninfo_of(db), "average_session_metrics", days=0) == [nothing]
+    assert stats.query(db, "average_session_metrics", days=0) == [nothing]
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu", "America/Los_Angeles"])
-def test_a_session_exactly_30_days_old_is_outside_and_one_a_microsecond_younger_inside(
+def test_session_exactly_30_days_old_is_outside_and_one_a_microsecond_younger_inside(
     zone: str, db: Connection, insert: Insert
 ) -> None:
     with db.transaction():  # One transaction, one NOW().
@@ -407,38 +384,67 @@ def test_a_session_exactly_30_days_old_is_outside_and_one_a_microsecond_younger_
         found: list[Any] = []
         for created_at in (edge, edge + timedelta(microseconds=1)):
             insert(message_count=len(found) + 1, created_at=created_at)
-            averages = db.execute(QUERIES["average_session_metrics"].statement.encode(), {"days": "30"}).fetchone()
-            found.append(averages and averages[0])
+            found += [row["avg_messages"] for row in stats.query(db, "average_session_metrics")]
     assert found == [None, 2]
 
 
 def test_most_active_sessions_have_the_most_messages_first(db: Connection, insert: Insert) -> None:
     for n in range(12):
         insert(f"ac_{n}", message_count=n * 5 % 12, tool_call_count=n)
-    rows = query(conninfo_of(db), "most_active_sessions")
+    rows = stats.query(db, "most_active_sessions")
     assert [row["message_count"] for row in rows] == [11, 10, 9, 8, 7, 6, 5, 4, 3, 2]
     assert rows[0] == {"conversation_id": "ac_7", "message_count": 11, "tool_call_count": 7}
 
 
-def test_most_active_sessions_put_the_newer_first_and_then_the_larger_id(db: Connection, insert: Insert) -> None:
+def test_most_active_sessions_with_equal_messages_have_the_newest_first_then_the_larger_id(
+    db: Connection, insert: Insert
+) -> None:
     for n, day in [(1, "2025-01-01"), (2, "2025-01-03"), (4, "2025-01-02"), (3, "2025-01-02")]:
         insert(f"ac_{n}", id=f"ass_{n}", message_count=7, created_at=day)
-    rows = query(conninfo_of(db), "most_active_sessions", limit=3)
+    rows = stats.query(db, "most_active_sessions", limit=3)
     assert [row["conversation_id"] for row in rows] == ["ac_2", "ac_4", "ac_3"]
 
 
-def test_most_active_sessions_list_a_conversation_once_for_each_session(db: Connection, insert: Insert) -> None:
+def test_most_active_sessions_list_a_conversation_once_per_session(db: Connection, insert: Insert) -> None:
     insert("ac_1", message_count=1)
-    insert("ac_1", message_count=2)
-    assert [row["conversation_id"] for row in query(conninfo_of(db), "most_active_sessions")] == ["ac_1", "ac_1"]
+    insert("ac_1", message_count=1)
+    assert [row["conversation_id"] for row in stats.query(db, "most_active_sessions")] == ["ac_1", "ac_1"]
+
+
+def test_most_active_sessions_beyond_the_top_list_come_from_the_table(db: Connection, insert: Insert) -> None:
+    insert()
+    db.execute(
+        "INSERT INTO alicia_session_stats (conversation_id, message_count) SELECT 'ac_1', n FROM GENERATE_SERIES(1, 3000) AS n"
+    )
+    in_top_list = scalar(db, "SELECT COUNT(*) FROM alicia_session_stats_top_sessions")
+    assert 500 <= in_top_list < 3000
+    for limit in (in_top_list, in_top_list + 1, 3001, 9999):
+        found = [row["message_count"] for row in stats.query(db, "most_active_sessions", limit=limit)]
+        assert found == list(range(3000, -1, -1))[:limit]
 
 
 @pytest.mark.parametrize(("limit", "found"), [(0, 0), (1, 1), (2, 2), (3, 2), (2**31 - 1, 2)])
 def test_most_active_sessions_are_limited(limit: int, found: int, db: Connection, insert: Insert) -> None:
     insert("ac_1", message_count=1)
     insert("ac_2", message_count=2)
-    assert len(query(conninfo_of(db), "most_active_sessions", limit=limit)) == found
+    assert len(stats.query(db, "most_active_sessions", limit=limit)) == found
 
 
-def test_most_active_sessions_of_no_session_are_none(db: Connection) -> None:
-    assert query(conninfo_of(db), "most_active_sessions") == []
+def test_most_active_sessions_of_an_empty_table_are_none(db: Connection) -> None:
+    assert stats.query(db, "most_active_sessions") == []
+
+
+# Input that SQL alone would accept ------------------------------------------------------------------------
+
+
+def test_unknown_metric_is_one_clear_line_in_psql_python_and_the_command_line(db: Connection) -> None:
+    allowed = "metric must be tool_calls, messages, memories or seconds"
+    done = psql(conninfo_of(db), "-v", "metric=tokens", "-f", path_of("metric_usage"))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.splitlines()[0].endswith(f"ERROR:  {allowed}")
+    with pytest.raises(stats.UsageError, match=allowed) as raised:
+        stats.query(db, "metric_usage", metric="tokens")
+    assert raised.value.sqlstate == "22023"
+    done = cli("query", "metric_usage", "--metric", "tokens", "--database", conninfo_of(db))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert allowed in done.stderr

@@ -1,4 +1,4 @@
-"""The rebuilt sessions are the ones that a plain model finds in the same events, and no other row is ever touched."""
+"""A rebuild finds the sessions that a model in plain Python finds in the same messages, and writes no other row."""
 
 import hashlib
 import time
@@ -13,32 +13,18 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import ROOT, cli, conninfo_of, psql, scalar
+from conftest import EVENTS, ROOT, cli, conninfo_of, psql, scalar
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner import named_queries, query
+import alicia_session_stats as stats
 
 Connection = psycopg.Connection[Any]
 Insert = Callable[..., str]
 Key = tuple[str, datetime]  # A session: its conversation and its start.
 Counts = tuple[int, int, int, int]  # Messages, tool calls, memories, seconds.
 
-REBUILD = named_queries()["rebuild_sessions"]
-HOST = b"""
-    CREATE TABLE alicia_messages (
-        id TEXT PRIMARY KEY, conversation_id TEXT, created_at TIMESTAMP NOT NULL, deleted_at TIMESTAMP
-    );
-    CREATE TABLE alicia_tool_uses (
-        id INTEGER PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
-        message_id TEXT NOT NULL, created_at TIMESTAMP NOT NULL DEFAULT NOW(), deleted_at TIMESTAMP
-    );
-    CREATE TABLE alicia_memory_used (
-        id INTEGER PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
-        conversation_id TEXT NOT NULL DEFAULT 'ac_1', message_id TEXT, memory_id TEXT NOT NULL,
-        created_at TIMESTAMP NOT NULL DEFAULT NOW(), deleted_at TIMESTAMP
-    );
-"""
+REBUILD = stats.queries()["rebuild_sessions"]
 START = datetime(2024, 2, 28, 23, 40)  # Before a midnight and a leap day.
 GAP = timedelta(minutes=30)
 MICROSECOND = timedelta(microseconds=1)
@@ -46,19 +32,17 @@ few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health
 
 
 @pytest.fixture
-def host(db: Connection) -> Connection:
-    """A database whose host keeps the event tables, and two conversations."""
-    db.execute(HOST)
+def app(db: Connection) -> Connection:
+    """A database with the tables of the application, and two conversations."""
+    db.execute(EVENTS)
     db.execute("INSERT INTO alicia_conversations VALUES ('ac_1'), ('ac_2')")
     return db
 
 
-def rebuild(db: Connection, **params: object) -> dict[str, int]:
-    """Run it on this connection, with parameters as the runner gives them; the counts that are not 0."""
-    values = {param.name: str(params.get(param.name, param.default)) for param in REBUILD.params}
-    cursor = db.execute(REBUILD.statement.encode(), values)
-    (row,) = cursor.fetchall()
-    return {column.name: count for column, count in zip(cursor.description or (), row, strict=True) if count}
+def rebuild(db: Connection, **params: Any) -> dict[str, int]:
+    """Rebuild on this connection; the counts that are not 0."""
+    (row,) = stats.query(db, "rebuild_sessions", **params)
+    return {name: count for name, count in row.items() if count}
 
 
 def table(db: Connection) -> dict[str, tuple[Any, ...]]:
@@ -66,7 +50,7 @@ def table(db: Connection) -> dict[str, tuple[Any, ...]]:
 
 
 def stored(db: Connection) -> list[tuple[Any, ...]]:
-    """The rows as they are stored: any write or lock would show."""
+    """The rows with the system columns that any write or lock changes."""
     return db.execute("SELECT ctid::TEXT, xmin::TEXT, xmax::TEXT, * FROM alicia_session_stats ORDER BY id").fetchall()
 
 
@@ -81,7 +65,7 @@ def send(db: Connection, at: datetime, conversation: str | None = "ac_1") -> str
 
 
 def wait_for_a_lock(db: Connection) -> None:
-    """Wait until somebody waits for a lock in this database."""
+    """Wait until a session waits for a lock in this database."""
     waiting = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = CURRENT_DATABASE() AND wait_event_type = 'Lock'"
     deadline = time.monotonic() + 30
     while not scalar(db, waiting):
@@ -103,7 +87,7 @@ class Message:
 
 
 def model_id(key: Key) -> str:
-    """What vouches for a rebuilt row. Ids must survive a release: this is not to change."""
+    """The id of a rebuilt row. It must not change between releases."""
     microseconds = (key[1] - datetime(1970, 1, 1)) // MICROSECOND
     digest = hashlib.sha256(f"{key[0]} {Decimal(microseconds).scaleb(-6):.6f}".encode()).digest()
     return "ass_" + urlsafe_b64encode(digest[:16]).decode().rstrip("=")
@@ -133,7 +117,7 @@ def model(messages: Iterable[Message], gap: timedelta = GAP) -> dict[Key, Counts
 
 
 def store(db: Connection, messages: list[Message]) -> None:
-    """Make the host's tables hold these messages and no other."""
+    """Replace what the tables of the application hold by these messages."""
     db.execute("TRUNCATE alicia_messages, alicia_tool_uses, alicia_memory_used")
     now = datetime(2024, 3, 1)
     with db.cursor() as cursor:
@@ -152,7 +136,7 @@ def store(db: Connection, messages: list[Message]) -> None:
 
 
 def rows_of(sessions: dict[Key, Counts]) -> dict[str, tuple[Any, ...]]:
-    """The rows that are expected, but for updated_at."""
+    """The expected rows, without updated_at."""
     return {model_id(key): (model_id(key), key[0], *counts, key[1]) for key, counts in sessions.items() if key[0] != "ac_gone"}
 
 
@@ -172,7 +156,7 @@ drawn = st.tuples(
 
 @st.composite
 def events(draw: st.DrawFn) -> list[Message]:
-    """Messages, each some gap after the one before it in its conversation, in no order."""
+    """Messages in any order, each some gap after the one before it in its conversation."""
     clocks, messages = defaultdict[str, datetime](lambda: START), list[Message]()
     for number, (conversation, gap, *rest) in enumerate(draw(st.lists(drawn, min_size=4, max_size=20))):
         clocks[conversation] += gap
@@ -182,7 +166,7 @@ def events(draw: st.DrawFn) -> list[Message]:
 
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[list[Message], list[Message]]:
-    """Messages, and what became of them: some late, some soft-deleted, restored, deleted for good, or used more."""
+    """Messages before and after changes: some late, soft-deleted, restored, deleted for good, or with more tool uses."""
     after = draw(events())
     before = [message for message in after if not draw(seldom)]
     before = [replace(message, deleted=not message.deleted) if draw(seldom) else message for message in before]
@@ -194,23 +178,23 @@ def histories(draw: st.DrawFn) -> tuple[list[Message], list[Message]]:
 
 @given(histories(), st.sampled_from([0, 1, 30]))
 @few
-def test_a_rebuild_finds_the_sessions_of_the_model_and_touches_nothing_else(
-    host: Connection, history: tuple[list[Message], list[Message]], minutes: int
+def test_rebuild_finds_the_sessions_of_the_model_and_writes_nothing_else(
+    app: Connection, history: tuple[list[Message], list[Message]], minutes: int
 ) -> None:
-    with host.transaction(force_rollback=True):
+    with app.transaction(force_rollback=True):
         for number, message in enumerate(m for m in history[1] if m.conversation != "ac_gone"):
-            # Recorded rows in the same conversations, of the very start that the rebuilt ones have.
-            host.execute(
+            # Recorded sessions with the same conversations and starts as the rebuilt ones.
+            app.execute(
                 "INSERT INTO alicia_session_stats (id, conversation_id, message_count, created_at) VALUES (%s, %s, %s, %s)",
                 [f"ass_{number}", message.conversation, number, message.at],
             )
-        recorded = table(host)
+        recorded = table(app)
         for messages in history:
             sessions = model(messages, timedelta(minutes=minutes))
-            expected, before = rows_of(sessions), {key: row for key, row in table(host).items() if key not in recorded}
-            store(host, messages)
-            counts = rebuild(host, gap_minutes=minutes)
-            after = table(host)
+            expected, before = rows_of(sessions), {key: row for key, row in table(app).items() if key not in recorded}
+            store(app, messages)
+            counts = rebuild(app, gap_minutes=minutes)
+            after = table(app)
             rebuilt = {key: row for key, row in after.items() if key not in recorded}
 
             assert {key: row for key, row in after.items() if key in recorded} == recorded
@@ -234,218 +218,209 @@ def test_a_rebuild_finds_the_sessions_of_the_model_and_touches_nothing_else(
             assert sum(row[2] for row in rebuilt.values()) == sum(
                 not message.deleted and message.conversation != "ac_gone" for message in messages
             )
-            rebuild(host, gap_minutes=minutes)
-            assert table(host) == after
+            rebuild(app, gap_minutes=minutes)
+            assert table(app) == after
 
 
-def test_a_second_rebuild_writes_no_row(host: Connection) -> None:
+def test_second_rebuild_writes_no_row(app: Connection) -> None:
     for minutes in (0, 10, 50, 200):
-        send(host, START + timedelta(minutes=minutes))
-    assert rebuild(host) == {"inserted": 3}
-    before = stored(host)
-    assert rebuild(host) == {"unchanged": 3}
-    assert stored(host) == before
+        send(app, START + timedelta(minutes=minutes))
+    assert rebuild(app) == {"inserted": 3}
+    before = stored(app)
+    assert rebuild(app) == {"unchanged": 3}
+    assert stored(app) == before
 
 
-def test_of_no_events_there_is_no_session(host: Connection, insert: Insert) -> None:
-    assert rebuild(host) == {}
+def test_without_messages_there_is_no_session(app: Connection, insert: Insert) -> None:
+    assert rebuild(app) == {}
     recorded = insert()
-    assert rebuild(host) == {}
-    assert list(table(host)) == [recorded]
+    assert rebuild(app) == {}
+    assert list(table(app)) == [recorded]
 
 
-def test_the_same_events_give_the_same_ids_after_everything_was_deleted(host: Connection) -> None:
-    send(host, START)
-    send(host, START + 2 * GAP, "ac_2")
-    rebuild(host)
-    before = {key: row[:-1] for key, row in table(host).items()}
-    host.execute("DELETE FROM alicia_session_stats")
-    assert rebuild(host) == {"inserted": 2}
-    assert {key: row[:-1] for key, row in table(host).items()} == before
+def test_same_messages_give_the_same_ids_after_everything_was_deleted(app: Connection) -> None:
+    send(app, START)
+    send(app, START + 2 * GAP, "ac_2")
+    rebuild(app)
+    before = {key: row[:-1] for key, row in table(app).items()}
+    app.execute("DELETE FROM alicia_session_stats")
+    assert rebuild(app) == {"inserted": 2}
+    assert {key: row[:-1] for key, row in table(app).items()} == before
 
 
-def test_an_id_is_what_it_was_in_the_first_release(host: Connection) -> None:
-    send(host, START)
-    rebuild(host)
-    assert list(table(host)) == ["ass_Lowg4HSXZc_5_Dz_OQcW2Q"]
+def test_id_of_a_rebuilt_session_never_changes(app: Connection) -> None:
+    send(app, START)
+    rebuild(app)
+    assert list(table(app)) == ["ass_Lowg4HSXZc_5_Dz_OQcW2Q"]
 
 
-def test_the_edge_of_the_gap(host: Connection) -> None:
+def test_message_exactly_one_gap_later_is_in_the_same_session(app: Connection) -> None:
     for at in (START, START + GAP, START + 2 * GAP + MICROSECOND):
-        send(host, at)
-    assert rebuild(host) == {"inserted": 2}
+        send(app, at)
+    assert rebuild(app) == {"inserted": 2}
     assert rows_of({("ac_1", START): (2, 0, 0, 1800), ("ac_1", START + 2 * GAP + MICROSECOND): (1, 0, 0, 0)}) == {
-        key: row[:-1] for key, row in table(host).items()
+        key: row[:-1] for key, row in table(app).items()
     }
 
 
 @pytest.mark.parametrize(("lasts", "seconds"), [(0, 0), (1, 0), (999_999, 0), (1_000_000, 1), (1_999_999, 1)])
-def test_a_duration_is_in_whole_seconds(host: Connection, lasts: int, seconds: int) -> None:
-    send(host, START)
-    send(host, START + lasts * MICROSECOND)
-    assert rebuild(host) == {"inserted": 1}
-    assert [row[5] for row in table(host).values()] == [seconds]
-    assert rebuild(host) == {"unchanged": 1}
+def test_duration_is_in_whole_seconds(app: Connection, lasts: int, seconds: int) -> None:
+    send(app, START)
+    send(app, START + lasts * MICROSECOND)
+    assert rebuild(app) == {"inserted": 1}
+    assert [row[5] for row in table(app).values()] == [seconds]
+    assert rebuild(app) == {"unchanged": 1}
 
 
-def test_a_late_message_joins_two_sessions_and_a_deleted_one_parts_them_again(host: Connection) -> None:
-    send(host, START)
-    send(host, START + 2 * GAP)
-    assert rebuild(host) == {"inserted": 2}
-    late = send(host, START + GAP)
-    assert rebuild(host) == {"updated": 1, "deleted": 1}
-    assert [row[2:7] for row in table(host).values()] == [(3, 0, 0, 3600, START)]
-    host.execute("UPDATE alicia_messages SET deleted_at = NOW() WHERE id = %s", [late])
-    assert rebuild(host) == {"inserted": 1, "updated": 1}
+def test_late_message_joins_two_sessions_and_its_deletion_parts_them_again(app: Connection) -> None:
+    send(app, START)
+    send(app, START + 2 * GAP)
+    assert rebuild(app) == {"inserted": 2}
+    late = send(app, START + GAP)
+    assert rebuild(app) == {"updated": 1, "deleted": 1}
+    assert [row[2:7] for row in table(app).values()] == [(3, 0, 0, 3600, START)]
+    app.execute("UPDATE alicia_messages SET deleted_at = NOW() WHERE id = %s", [late])
+    assert rebuild(app) == {"inserted": 1, "updated": 1}
 
 
-def test_a_late_message_before_the_first_gives_the_session_another_start_and_so_another_id(host: Connection) -> None:
-    send(host, START)
-    rebuild(host)
-    (before,) = table(host)
-    send(host, START - GAP)
-    assert rebuild(host) == {"inserted": 1, "deleted": 1}
-    assert before not in table(host)
+def test_late_message_before_the_first_gives_the_session_another_start_and_id(app: Connection) -> None:
+    send(app, START)
+    rebuild(app)
+    (before,) = table(app)
+    send(app, START - GAP)
+    assert rebuild(app) == {"inserted": 1, "deleted": 1}
+    assert before not in table(app)
 
 
-def test_sessions_of_messages_that_are_gone_go_too(host: Connection) -> None:
-    send(host, START)
-    send(host, START, "ac_2")
-    rebuild(host)
-    host.execute("DELETE FROM alicia_messages WHERE conversation_id = 'ac_2'")
-    assert rebuild(host) == {"deleted": 1, "unchanged": 1}
-    host.execute("UPDATE alicia_messages SET deleted_at = NOW()")
-    assert rebuild(host) == {"deleted": 1}
+def test_session_without_messages_is_deleted(app: Connection) -> None:
+    send(app, START)
+    send(app, START, "ac_2")
+    rebuild(app)
+    app.execute("DELETE FROM alicia_messages WHERE conversation_id = 'ac_2'")
+    assert rebuild(app) == {"deleted": 1, "unchanged": 1}
+    app.execute("UPDATE alicia_messages SET deleted_at = NOW()")
+    assert rebuild(app) == {"deleted": 1}
 
 
-def test_messages_of_no_conversation_are_left_out(host: Connection) -> None:
-    send(host, START, None)
-    send(host, START, "ac_gone")
-    assert rebuild(host) == {"orphaned": 1}
-    assert table(host) == {}
+def test_messages_of_no_conversation_are_left_out(app: Connection) -> None:
+    send(app, START, None)
+    send(app, START, "ac_gone")
+    assert rebuild(app) == {"orphaned": 1}
+    assert table(app) == {}
 
 
-def test_memories_of_no_message_and_tool_uses_of_an_unknown_one_count_nowhere(host: Connection) -> None:
-    send(host, START)
-    host.execute("INSERT INTO alicia_memory_used (message_id, memory_id) VALUES (NULL, 'am_1'), ('am_none', 'am_1')")
-    host.execute("INSERT INTO alicia_tool_uses (message_id) VALUES ('am_none')")
-    rebuild(host)
-    assert [row[2:6] for row in table(host).values()] == [(1, 0, 0, 0)]
+def test_tool_uses_and_memories_of_no_known_message_count_nowhere(app: Connection) -> None:
+    send(app, START)
+    app.execute("INSERT INTO alicia_memory_used (message_id, memory_id) VALUES (NULL, 'am_1'), ('am_none', 'am_1')")
+    app.execute("INSERT INTO alicia_tool_uses (message_id) VALUES ('am_none')")
+    rebuild(app)
+    assert [row[2:6] for row in table(app).values()] == [(1, 0, 0, 0)]
 
 
-# Whose row it is ------------------------------------------------------------------------------------------
+# Which rows it may write ----------------------------------------------------------------------------------------
 
 
-def test_counts_that_were_written_to_a_rebuilt_row_are_put_right(host: Connection) -> None:
-    send(host, START)
-    rebuild(host)
-    (session,) = table(host)
-    query(conninfo_of(host), "record_activity", session_id=session, messages=5, seconds=9)
-    assert rebuild(host) == {"updated": 1}
-    assert [row[2:6] for row in table(host).values()] == [(1, 0, 0, 0)]
+def test_counts_written_to_a_rebuilt_row_are_overwritten(app: Connection) -> None:
+    send(app, START)
+    rebuild(app)
+    (session,) = table(app)
+    stats.query(app, "record_activity", session_id=session, messages=5, seconds=9)
+    assert rebuild(app) == {"updated": 1}
+    assert [row[2:6] for row in table(app).values()] == [(1, 0, 0, 0)]
 
 
 @pytest.mark.parametrize("change", ["created_at = created_at + INTERVAL '1 second'", "conversation_id = 'ac_2'"])
-def test_a_rebuilt_row_whose_start_or_conversation_the_application_changed_is_its_own(host: Connection, change: str) -> None:
-    send(host, START)
-    rebuild(host)
-    host.execute(f"UPDATE alicia_session_stats SET message_count = 7, {change}".encode())
-    before = stored(host)
-    rebuild(host)
-    assert stored(host) == before
-    host.execute("DELETE FROM alicia_messages")
-    assert rebuild(host) == {}
-    assert stored(host) == before
+def test_rebuilt_row_whose_start_or_conversation_changed_is_never_written_again(app: Connection, change: str) -> None:
+    send(app, START)
+    rebuild(app)
+    app.execute(f"UPDATE alicia_session_stats SET message_count = 7, {change}".encode())
+    before = stored(app)
+    rebuild(app)
+    assert stored(app) == before
+    app.execute("DELETE FROM alicia_messages")
+    assert rebuild(app) == {}
+    assert stored(app) == before
 
 
 @pytest.mark.parametrize("deleted", [False, True])
 @pytest.mark.parametrize("change", ["created_at = created_at + INTERVAL '1 second'", "conversation_id = 'ac_2'"])
-def test_so_is_one_that_the_application_changed_while_the_rebuild_waited_for_it(
-    host: Connection, change: str, deleted: bool
-) -> None:
-    message = send(host, START)
-    rebuild(host)
-    host.execute("UPDATE alicia_messages SET deleted_at = NOW() WHERE id = %s", [message]) if deleted else send(host, START + GAP)
+def test_row_that_changed_while_the_rebuild_waited_for_it_is_not_written(app: Connection, change: str, deleted: bool) -> None:
+    message = send(app, START)
+    rebuild(app)
+    app.execute("UPDATE alicia_messages SET deleted_at = NOW() WHERE id = %s", [message]) if deleted else send(app, START + GAP)
     with ThreadPoolExecutor() as pool:
-        with psycopg.connect(conninfo_of(host)) as application:
+        with psycopg.connect(conninfo_of(app)) as application:
             application.execute(f"UPDATE alicia_session_stats SET message_count = 7, {change}".encode())
-            rebuilding = pool.submit(query, conninfo_of(host), "rebuild_sessions")
-            wait_for_a_lock(host)
+            rebuilding = pool.submit(stats.query, conninfo_of(app), "rebuild_sessions")
+            wait_for_a_lock(app)
             before = table(application)
         assert rebuilding.result()[0].items() >= {"inserted": 0, "updated": 0, "deleted": 0}.items()
-    assert table(host) == before
-
-
-def test_a_row_that_took_an_id_from_another_session_is_not_deleted_in_its_place(host: Connection, insert: Insert) -> None:
-    taken = insert("ac_1", id=model_id(("ac_1", START)), created_at=START + GAP)
-    recorded = insert("ac_1", created_at=START)
-    assert rebuild(host) == {}
-    assert table(host).keys() == {taken, recorded}
+    assert table(app) == before
 
 
 # since_days -----------------------------------------------------------------------------------------------
 
 
-def test_since_days_looks_at_recent_conversations_only_and_at_them_whole(host: Connection) -> None:
-    now = scalar(host, "SELECT NOW() AT TIME ZONE 'UTC'")
+def test_since_days_rebuilds_recent_conversations_only_and_whole(app: Connection) -> None:
+    now = scalar(app, "SELECT NOW() AT TIME ZONE 'UTC'")
     ten_days_ago = now - timedelta(days=10)
     for at in (ten_days_ago, now - timedelta(days=2, minutes=20), now - timedelta(days=2), now - timedelta(days=2, minutes=-20)):
-        send(host, at)
-    send(host, ten_days_ago, "ac_2")
-    assert rebuild(host, since_days=2) == {"inserted": 2}
-    assert sorted(row[2:6] for row in table(host).values()) == [(1, 0, 0, 0), (3, 0, 0, 2400)]
-    assert rebuild(host, since_days=1) == {}
-    assert rebuild(host) == {"inserted": 1, "unchanged": 2}
+        send(app, at)
+    send(app, ten_days_ago, "ac_2")
+    assert rebuild(app, since_days=2) == {"inserted": 2}
+    assert sorted(row[2:6] for row in table(app).values()) == [(1, 0, 0, 0), (3, 0, 0, 2400)]
+    assert rebuild(app, since_days=1) == {}
+    assert rebuild(app) == {"inserted": 1, "unchanged": 2}
 
 
-def test_the_edge_of_since_days_is_inside(host: Connection) -> None:
-    with host.transaction():
-        edge = scalar(host, "SELECT NOW() AT TIME ZONE 'UTC'") - timedelta(days=2)
-        send(host, edge)
-        send(host, edge - MICROSECOND, "ac_2")
-        assert rebuild(host, since_days=2) == {"inserted": 1}
+def test_message_exactly_since_days_ago_is_inside(app: Connection) -> None:
+    with app.transaction():
+        edge = scalar(app, "SELECT NOW() AT TIME ZONE 'UTC'") - timedelta(days=2)
+        send(app, edge)
+        send(app, edge - MICROSECOND, "ac_2")
+        assert rebuild(app, since_days=2) == {"inserted": 1}
 
 
-def test_a_message_deleted_of_late_is_recent_and_so_is_a_session(host: Connection) -> None:
-    now = scalar(host, "SELECT NOW() AT TIME ZONE 'UTC'")
-    old, recent = send(host, now - timedelta(days=10)), send(host, now - timedelta(days=1), "ac_2")
-    rebuild(host)
-    host.execute("UPDATE alicia_messages SET deleted_at = %s WHERE id = %s", [now, old])
-    host.execute("DELETE FROM alicia_messages WHERE id = %s", [recent])
-    assert rebuild(host, since_days=2) == {"deleted": 2}
+def test_conversation_is_recent_by_a_deleted_message_or_by_a_session(app: Connection) -> None:
+    now = scalar(app, "SELECT NOW() AT TIME ZONE 'UTC'")
+    old, recent = send(app, now - timedelta(days=10)), send(app, now - timedelta(days=1), "ac_2")
+    rebuild(app)
+    app.execute("UPDATE alicia_messages SET deleted_at = %s WHERE id = %s", [now, old])
+    app.execute("DELETE FROM alicia_messages WHERE id = %s", [recent])
+    assert rebuild(app, since_days=2) == {"deleted": 2}
 
 
-# At any time, from anywhere -------------------------------------------------------------------------------
+# Settings and concurrency ----------------------------------------------------------------------------------
 
 
-def test_no_setting_of_the_session_changes_a_row(host: Connection) -> None:
-    send(host, START)
-    send(host, datetime(1969, 12, 31, 23, 59, 59, 500000))
-    assert rebuild(host) == {"inserted": 2}
-    assert set(table(host)) == {model_id(("ac_1", START)), model_id(("ac_1", datetime(1969, 12, 31, 23, 59, 59, 500000)))}
+def test_settings_of_the_session_do_not_change_the_ids(app: Connection) -> None:
+    send(app, START)
+    send(app, datetime(1969, 12, 31, 23, 59, 59, 500000))
+    assert rebuild(app) == {"inserted": 2}
+    assert set(table(app)) == {model_id(("ac_1", START)), model_id(("ac_1", datetime(1969, 12, 31, 23, 59, 59, 500000)))}
     for setting in (
         "TimeZone = 'Asia/Tokyo'",
         "DateStyle = 'German, DMY'",
         "IntervalStyle = 'sql_standard'",
         "extra_float_digits = -15",
     ):
-        host.execute(f"SET {setting}".encode())
-        assert rebuild(host) == {"unchanged": 2}
+        app.execute(f"SET {setting}".encode())
+        assert rebuild(app) == {"unchanged": 2}
 
 
-def test_psql_rebuilds_alike(host: Connection) -> None:
-    send(host, START)
-    send(host, START + GAP)
+def test_psql_rebuilds_alike(app: Connection) -> None:
+    send(app, START)
+    send(app, START + GAP)
     path = ROOT / "queries/rebuild_sessions.sql"
     for variables, expected in [((), "1|0|0|0|0"), (("-v", "gap_minutes=29", "-v", "since_days=36500"), "1|1|0|0|0")]:
-        done = psql(conninfo_of(host), "-Atq", *variables, "-f", path)
+        done = psql(conninfo_of(app), "-Atq", *variables, "-f", path)
         assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", expected)
 
 
 @pytest.mark.parametrize("missing", ["alicia_messages", "alicia_tool_uses", "alicia_memory_used"])
-def test_a_missing_host_table_is_one_clear_line(host: Connection, missing: str) -> None:
-    host.execute(f"DROP TABLE {missing}".encode())
-    done = cli("query", "rebuild_sessions", "--database", conninfo_of(host))
+def test_missing_table_of_the_application_is_one_clear_line(app: Connection, missing: str) -> None:
+    app.execute(f"DROP TABLE {missing}".encode())
+    done = cli("query", "rebuild_sessions", "--database", conninfo_of(app))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert f'relation "{missing}" does not exist' in done.stderr
 
@@ -468,33 +443,35 @@ def load(db: Connection, sessions: int, first: int = 0) -> None:
     db.execute("INSERT INTO alicia_memory_used (message_id, memory_id) SELECT id, 'am_1' FROM alicia_messages")
 
 
-def test_of_two_rebuilds_at_once_the_second_waits_and_makes_nothing_twice(host: Connection) -> None:
-    load(host, 30)
-    conninfo = conninfo_of(host)
+def test_second_of_two_concurrent_rebuilds_waits_and_inserts_nothing_twice(app: Connection) -> None:
+    load(app, 30)
+    conninfo = conninfo_of(app)
     with ThreadPoolExecutor() as pool:
         with psycopg.connect(conninfo) as first:
             assert rebuild(first) == {"inserted": 30}
-            second = pool.submit(query, conninfo, "rebuild_sessions")
-            wait_for_a_lock(host)
+            second = pool.submit(stats.query, conninfo, "rebuild_sessions")
+            wait_for_a_lock(app)
         assert second.result() == [{"inserted": 0, "updated": 0, "deleted": 0, "unchanged": 30, "orphaned": 0}]
-    assert len(table(host)) == 30
+    assert len(table(app)) == 30
 
 
-def test_many_rebuilds_at_once_while_messages_arrive_end_in_the_same_rows_as_one(host: Connection) -> None:
-    conninfo = conninfo_of(host)
+def test_concurrent_rebuilds_while_messages_arrive_end_in_the_same_rows_as_one(app: Connection) -> None:
+    conninfo = conninfo_of(app)
     with ThreadPoolExecutor(4) as pool:
         for round_ in range(4):
-            load(host, 50, first=50 * round_)
-            rebuilds = [pool.submit(query, conninfo, "rebuild_sessions", gap_minutes=30 - round_ % 2 * 30) for _ in range(8)]
-            host.execute("UPDATE alicia_messages SET deleted_at = NOW() WHERE id LIKE 'am_%7_2'")
+            load(app, 50, first=50 * round_)
+            rebuilds = [
+                pool.submit(stats.query, conninfo, "rebuild_sessions", gap_minutes=30 - round_ % 2 * 30) for _ in range(8)
+            ]
+            app.execute("UPDATE alicia_messages SET deleted_at = NOW() WHERE id LIKE 'am_%7_2'")
             for each in rebuilds:
                 each.result()
-    rebuild(host)
-    found = {key: row[:-1] for key, row in table(host).items()}
-    assert rebuild(host) == {"unchanged": 200}
-    host.execute("DELETE FROM alicia_session_stats")
-    rebuild(host)
-    assert {key: row[:-1] for key, row in table(host).items()} == found
+    rebuild(app)
+    found = {key: row[:-1] for key, row in table(app).items()}
+    assert rebuild(app) == {"unchanged": 200}
+    app.execute("DELETE FROM alicia_session_stats")
+    rebuild(app)
+    assert {key: row[:-1] for key, row in table(app).items()} == found
 
 
 # The cost -------------------------------------------------------------------------------------------------
@@ -507,28 +484,28 @@ def work(plan: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize("statistics", ["of an empty table", "of one conversation", "none"])
-def test_no_part_of_the_work_is_quadratic_whatever_the_statistics_say(host: Connection, statistics: str) -> None:
-    host.execute("ALTER TABLE alicia_session_stats SET (autovacuum_enabled = FALSE)")
+def test_rebuild_with_outdated_statistics_is_not_quadratic(app: Connection, statistics: str) -> None:
+    app.execute("ALTER TABLE alicia_session_stats SET (autovacuum_enabled = FALSE)")
     if statistics != "none":
-        load(host, 10)
-        rebuild(host)
+        load(app, 10)
+        rebuild(app)
         if statistics == "of an empty table":
-            host.execute("DELETE FROM alicia_session_stats")
-        host.execute("ANALYZE alicia_session_stats")
-    load(host, 1500, first=10)
-    host.execute("ANALYZE alicia_messages, alicia_tool_uses, alicia_memory_used, alicia_conversations")
+            app.execute("DELETE FROM alicia_session_stats")
+        app.execute("ANALYZE alicia_session_stats")
+    load(app, 1500, first=10)
+    app.execute("ANALYZE alicia_messages, alicia_tool_uses, alicia_memory_used, alicia_conversations")
     for minutes in (30, 30, 0, 30):  # All new, all the same, all different, two in three to delete.
         explained = f"EXPLAIN (ANALYZE, FORMAT JSON) {REBUILD.statement}".encode()
-        ((plans,),) = host.execute(explained, {"gap_minutes": str(minutes), "since_days": "36500"}).fetchall()
+        ((plans,),) = app.execute(explained, {"gap_minutes": str(minutes), "since_days": "36500"}).fetchall()
         assert work(plans[0]["Plan"]) < 20 * 3 * 1500
 
 
-def test_few_recent_conversations_are_found_by_indexes(host: Connection) -> None:
-    load(host, 1500)
-    rebuild(host)
-    host.execute("CREATE INDEX ON alicia_messages (conversation_id)")
-    host.execute("ANALYZE")
-    rows = host.execute(f"EXPLAIN {REBUILD.statement}".encode(), {"gap_minutes": "30", "since_days": "1"}).fetchall()
+def test_recent_conversations_are_found_by_indexes(app: Connection) -> None:
+    load(app, 1500)
+    rebuild(app)
+    app.execute("CREATE INDEX ON alicia_messages (conversation_id)")
+    app.execute("ANALYZE")
+    rows = app.execute(f"EXPLAIN {REBUILD.statement}".encode(), {"gap_minutes": "30", "since_days": "1"}).fetchall()
     plan = "\n".join(line for (line,) in rows)
     for index in REBUILD.documentation.partition("Reads: ")[2].partition("\n")[0].split(", "):
         assert f"{index} on alicia_session_stats" in plan or f"on {index} " in plan

@@ -1,6 +1,5 @@
-"""Recording loses nothing and counts nothing twice, whoever dies beside it; deleting takes the oldest and waits for nobody."""
+"""Recording loses nothing and counts nothing twice, also when writers are killed. Deleting takes the oldest and never waits."""
 
-import os
 import random
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 
-from runner import SessionStatsError, UsageError, named_queries, query
+import alicia_session_stats as stats
 
 Connection = psycopg.Connection[Any]
 Insert = Callable[..., str]
@@ -30,7 +29,6 @@ COUNTERS = {
     "seconds": "session_duration_seconds",
 }
 MAXIMUM = 2**31 - 1
-QUERIES = named_queries()
 few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -49,20 +47,17 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
-def run(db: Connection, name: str, **params: object) -> dict[str, Any]:
-    """Run a query on this connection, in the transaction that it is in, with parameters as the runner gives them."""
-    defaults = {param.name: param.default for param in QUERIES[name].params}
-    cursor = db.execute(QUERIES[name].statement.encode(), {**defaults, **{each: str(value) for each, value in params.items()}})
-    columns = [column.name for column in cursor.description or ()]
-    (row,) = cursor.fetchall()
-    return dict(zip(columns, row, strict=True))
+def run(db: Connection, name: str, **params: Any) -> dict[str, Any]:
+    """The only row of a query, run in the connection's transaction."""
+    (row,) = stats.query(db, name, **params)
+    return row
 
 
 # start_session --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/Los_Angeles"])
-def test_a_session_starts_now_in_utc_with_nothing_in_it(db: Connection, zone: str) -> None:
+def test_session_starts_now_in_utc_with_every_count_at_0(db: Connection, zone: str) -> None:
     db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
     with db.transaction():
         db.execute("SELECT SET_CONFIG('TimeZone', %s, TRUE)", [zone])
@@ -74,11 +69,11 @@ def test_a_session_starts_now_in_utc_with_nothing_in_it(db: Connection, zone: st
 
 def test_start_session_returns_the_row_that_is_in_the_table(db: Connection) -> None:
     db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
-    rows = [query(conninfo_of(db), "start_session", conversation_id="ac_1")[0] for _ in range(2)]
+    rows = [stats.query(conninfo_of(db), "start_session", conversation_id="ac_1")[0] for _ in range(2)]
     assert sorted(tuple(row.values()) for row in rows) == table(db)
 
 
-def test_a_session_of_an_unknown_conversation_is_one_clear_error(db: Connection) -> None:
+def test_session_of_an_unknown_conversation_is_one_clear_error(db: Connection) -> None:
     done = cli("query", "start_session", "--conversation_id", "ac_none", "--database", conninfo_of(db))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
@@ -91,7 +86,7 @@ def test_a_session_of_an_unknown_conversation_is_one_clear_error(db: Connection)
 
 @given(st.lists(st.tuples(st.sampled_from(["ass_1", "ass_2"]), *[st.integers(0, 9)] * 4), max_size=8))
 @few
-def test_what_is_recorded_adds_up_in_its_session_and_in_no_other(
+def test_recorded_activity_adds_up_in_its_session_and_in_no_other(
     db: Connection, calls: list[tuple[str, int, int, int, int]]
 ) -> None:
     expected = {"ass_1": [0] * 4, "ass_2": [0] * 4, "ass_3": [0] * 4}
@@ -107,30 +102,29 @@ def test_what_is_recorded_adds_up_in_its_session_and_in_no_other(
         assert {row[0]: list(row[2:6]) for row in table(db)} == expected
 
 
-def test_updated_at_advances_when_something_was_recorded_and_only_then(db: Connection, insert: Insert) -> None:
+def test_updated_at_advances_only_when_something_was_recorded(db: Connection, insert: Insert) -> None:
     session = insert()
     (before,) = table(db)
     assert tuple(run(db, "record_activity", session_id=session).values()) == before
     assert run(db, "record_activity", session_id=session, seconds=1)["updated_at"] > before[-1]
 
 
-def test_an_unknown_session_is_a_clear_error_in_python_the_command_line_and_psql(db: Connection, insert: Insert) -> None:
+def test_unknown_session_is_one_clear_error_in_python_the_command_line_and_psql(db: Connection, insert: Insert) -> None:
     insert()
     before, conninfo = table(db), conninfo_of(db)
-    with pytest.raises(UsageError, match="no session ass_none"):
-        query(conninfo, "record_activity", session_id="ass_none", messages=1)
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match="no session "):
-        run(db, "record_activity", session_id="")
+    with pytest.raises(stats.SessionStatsError, match="session ass_none does not exist") as raised:
+        stats.query(conninfo, "record_activity", session_id="ass_none", messages=1)
+    assert raised.value.sqlstate == "23503"
     done = cli("query", "record_activity", "--session_id", "it's 100%", "--database", conninfo)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert "no session it's 100%" in done.stderr
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "session it's 100% does not exist" in done.stderr
     done = psql(conninfo, "-v", "session_id=ass_none", "-f", ROOT / "queries/record_activity.sql")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
-    assert 'ERROR:  string is not a valid identifier: "no session ass_none"' in done.stderr
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.splitlines()[0].endswith("ERROR:  session ass_none does not exist")
     assert table(db) == before
 
 
-def test_a_session_deleted_while_the_writer_waited_for_it_is_an_error(db: Connection, insert: Insert) -> None:
+def test_session_deleted_while_the_writer_waited_for_it_is_an_error(db: Connection, insert: Insert) -> None:
     session = insert()
     command = ["query", "record_activity", "--session_id", session, "--database", conninfo_of(db)]
     with ThreadPoolExecutor() as pool:
@@ -139,12 +133,12 @@ def test_a_session_deleted_while_the_writer_waited_for_it_is_an_error(db: Connec
             writing = pool.submit(cli, *command)
             wait_until(lambda: count_connections(db, "wait_event_type = 'Lock'") == 1)
         done = writing.result()
-    assert done.returncode == 2
-    assert f"no session {session}" in done.stderr
+    assert done.returncode == 1
+    assert f"session {session} does not exist" in done.stderr
 
 
 @pytest.mark.parametrize("name", COUNTERS)
-def test_a_count_beyond_the_integer_maximum_is_one_clear_error_and_changes_nothing(
+def test_count_beyond_the_integer_maximum_is_one_clear_error_and_changes_nothing(
     name: str, db: Connection, insert: Insert
 ) -> None:
     session = insert(**{COUNTERS[name]: MAXIMUM - 5})
@@ -171,14 +165,15 @@ def test_psql_starts_and_records_alike(db: Connection) -> None:
 
 SESSIONS, PROCESSES, THREADS, DOOMED, CALLS = 100, 8, 8, 2, 40
 
-# Each says on stdout, a file that outlives it, what it asks for and what was acknowledged. After an error it goes on
-# with another increment: nothing is asked for twice.
+# Each writes to stdout, a file that outlives it, what it asks for and what was acknowledged. After an error it continues
+# with another increment, so that nothing is asked for twice.
 WRITER = """
 import os, random, sys, threading
-import psycopg, runner
+import psycopg
+import alicia_session_stats as stats
 
 conninfo, process, sessions, threads, calls = sys.argv[1], *map(int, sys.argv[2:])
-statement = runner.named_queries()["record_activity"].statement.encode()
+statement = stats.queries()["record_activity"].statement.encode()
 
 def write(writer):
     chance, connection = random.Random(writer), None
@@ -186,7 +181,7 @@ def write(writer):
         session, amount = chance.randrange(sessions), chance.randrange(1, 2**18)
         os.write(1, f"asked {writer} {number} {session} {amount}\\n".encode())
         try:
-            connection = connection or runner.connect(conninfo)
+            connection = connection or stats.connect(conninfo)
             values = {"session_id": f"ass_{session}", "messages": "1", "tool_calls": "2", "memories": "3", "seconds": str(amount)}
             assert connection.execute(statement, values).fetchone()[0] == f"ass_{session}"
         except psycopg.OperationalError:
@@ -207,7 +202,7 @@ def start_writers(conninfo: str, process: int, log: Path) -> subprocess.Popen[by
 
 
 def terminate_one(db: Connection) -> int:
-    """End the connection of some writer; returns how many that were, 0 or 1."""
+    """Terminate the connection of one writer; returns how many were terminated, 0 or 1."""
     return scalar(
         db,
         "SELECT COUNT(*) FILTER (WHERE pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity "
@@ -222,7 +217,9 @@ def subset_sums(amounts: list[int]) -> set[int]:
     return sums
 
 
-def test_of_64_writers_some_killed_every_acknowledged_increment_is_there_and_none_twice(db: Connection, tmp_path: Path) -> None:
+def test_64_writers_of_which_some_are_killed_lose_no_acknowledged_increment_and_add_none_twice(
+    db: Connection, tmp_path: Path
+) -> None:
     db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
     db.execute(
         "INSERT INTO alicia_session_stats (id, conversation_id) SELECT 'ass_' || n, 'ac_1' FROM GENERATE_SERIES(0, %s) AS n",
@@ -273,7 +270,7 @@ ages = st.one_of(
 
 @given(st.lists(ages, max_size=12), st.integers(0, 5), st.sampled_from(["UTC", "Asia/Tokyo"]))
 @few
-def test_a_batch_is_the_oldest_of_those_begun_longer_ago(db: Connection, old: list[timedelta], batch: int, zone: str) -> None:
+def test_batch_is_the_oldest_sessions_before_the_edge(db: Connection, old: list[timedelta], batch: int, zone: str) -> None:
     with db.transaction(force_rollback=True):
         db.execute("SELECT SET_CONFIG('TimeZone', %s, TRUE)", [zone])
         now = scalar(db, "SELECT NOW() AT TIME ZONE 'UTC'")
@@ -289,7 +286,7 @@ def test_a_batch_is_the_oldest_of_those_begun_longer_ago(db: Connection, old: li
             assert sorted((row[6], row[0]) for row in table(db)) == sorted(rows)
 
 
-def test_a_session_that_is_being_written_is_skipped_without_waiting_and_remains(db: Connection, insert: Insert) -> None:
+def test_session_that_is_being_written_is_skipped_without_waiting_and_remains(db: Connection, insert: Insert) -> None:
     written, others = insert(created_at="2020-01-01"), [insert(created_at=f"2020-01-0{day}") for day in (2, 3, 4)]
     with psycopg.connect(conninfo_of(db)) as writer:
         run(writer, "record_activity", session_id=written, messages=1)
@@ -302,7 +299,7 @@ def test_a_session_that_is_being_written_is_skipped_without_waiting_and_remains(
     assert run(db, "delete_sessions_before", days=1, batch=2) == {"deleted": 1, "more_remain": False}
 
 
-def test_two_that_delete_at_once_take_different_sessions(db: Connection, insert: Insert) -> None:
+def test_two_concurrent_deletes_take_different_sessions(db: Connection, insert: Insert) -> None:
     for day in range(1, 6):
         insert(created_at=f"2020-01-0{day}")
     db.execute("SET lock_timeout = '100ms'")
@@ -312,16 +309,19 @@ def test_two_that_delete_at_once_take_different_sessions(db: Connection, insert:
     assert table(db) == []
 
 
-def test_deleting_needs_its_days(db: Connection, insert: Insert) -> None:
+def test_delete_without_days_or_with_negative_days_deletes_nothing(db: Connection, insert: Insert) -> None:
     insert(created_at="2020-01-01")
-    with pytest.raises(UsageError, match="needs --days"):
-        query(conninfo_of(db), "delete_sessions_before")
-    with pytest.raises(SessionStatsError, match="between 0 and"):
-        query(conninfo_of(db), "delete_sessions_before", days=-1)
+    with pytest.raises(stats.UsageError, match="needs --days"):
+        stats.query(db, "delete_sessions_before")
+    with pytest.raises(stats.UsageError, match="0 or more"):
+        stats.query(db, "delete_sessions_before", days=-1)
+    done = psql(conninfo_of(db), "-v", "days=-1", "-f", ROOT / "queries/delete_sessions_before.sql")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.splitlines()[0].endswith("ERROR:  days must not be negative")
     assert len(table(db)) == 1
 
 
-def test_a_batch_is_found_by_indexes_whatever_the_statistics_say(db: Connection) -> None:
+def test_batch_is_found_by_indexes_with_any_statistics(db: Connection) -> None:
     db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
     fill = (
         "INSERT INTO alicia_session_stats (conversation_id, created_at) "
@@ -332,8 +332,8 @@ def test_a_batch_is_found_by_indexes_whatever_the_statistics_say(db: Connection)
         db.execute(statistics.encode())
         db.execute("ANALYZE alicia_session_stats")
         db.execute(fill)
-        values = {"days": "7", "batch": "2000"}
-        plan = db.execute(f"EXPLAIN {QUERIES['delete_sessions_before'].statement}".encode(), values).fetchall()
+        statement = stats.queries()["delete_sessions_before"].statement
+        plan = db.execute(f"EXPLAIN {statement}".encode(), {"days": "7", "batch": "2000"}).fetchall()
         lines = [line for (line,) in plan]
         assert any("using idx_session_stats_created_at" in line for line in lines)
         assert any("alicia_session_stats_pkey" in line for line in lines)
@@ -344,16 +344,13 @@ def test_a_batch_is_found_by_indexes_whatever_the_statistics_say(db: Connection)
 
 
 def purge(conninfo: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench.purge", *arguments]
-    environment = {**os.environ, "DATABASE_URL": conninfo}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return cli("purge", *arguments, "--database", conninfo)
 
 
 def test_purge_deletes_batch_by_batch_each_in_its_own_transaction(db: Connection, insert: Insert) -> None:
     young = insert()
     db.execute(
-        "INSERT INTO alicia_session_stats (conversation_id, created_at) "
-        "SELECT 'ac_1', '2020-01-01' FROM GENERATE_SERIES(1, 20001)"
+        "INSERT INTO alicia_session_stats (conversation_id, created_at) SELECT 'ac_1', '2020-01-01' FROM GENERATE_SERIES(1, 201)"
     )
     db.execute("""
         CREATE TABLE batches AS SELECT TXID_CURRENT() AS transaction, 0::BIGINT AS sessions WHERE FALSE;
@@ -365,33 +362,30 @@ def test_purge_deletes_batch_by_batch_each_in_its_own_transaction(db: Connection
         CREATE TRIGGER note_batch AFTER DELETE ON alicia_session_stats REFERENCING OLD TABLE AS deleted
         FOR EACH STATEMENT EXECUTE FUNCTION note_batch();
     """)
-    done = purge(conninfo_of(db), "30")
+    done = purge(conninfo_of(db), "--days", "30", "--batch", "100")
     assert (done.returncode, done.stdout) == (0, "")
-    assert "20001/20001" in done.stderr
+    assert "201 sessions deleted" in done.stderr
     assert [row[0] for row in table(db)] == [young]
     batches = db.execute("SELECT COUNT(DISTINCT transaction), ARRAY_AGG(sessions ORDER BY sessions) FROM batches").fetchone()
-    assert batches == (3, [1, 10000, 10000])
-    assert purge(conninfo_of(db), "30").returncode == 0
+    assert batches == (3, [1, 100, 100])
+    assert purge(conninfo_of(db), "--days", "30").returncode == 0
 
 
-def test_purge_says_that_sessions_remain_which_somebody_is_writing(db: Connection, insert: Insert) -> None:
+def test_purge_fails_when_sessions_remain_that_are_being_written(db: Connection, insert: Insert) -> None:
     written, *_ = [insert(created_at="2020-01-01") for _ in range(3)]
     with psycopg.connect(conninfo_of(db)) as writer:
         run(writer, "record_activity", session_id=written, messages=1)
-        done = purge(conninfo_of(db), "30")
+        done = purge(conninfo_of(db), "--days", "30")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("purge: the sessions that remain are being written")
+    assert "some old sessions remain" in done.stderr.splitlines()[-1]
     assert [row[0] for row in table(db)] == [written]
 
 
-@pytest.mark.parametrize("arguments", [[], ["soon"], ["-1"], ["30", "40"], ["2147483647"]])
-def test_purge_refuses_what_is_no_number_of_days_in_one_line(arguments: list[str], db: Connection, insert: Insert) -> None:
+@pytest.mark.parametrize("days", [[], ["soon"], ["-1"], ["2147483648"]])
+def test_purge_without_a_good_number_of_days_is_one_clear_line_and_deletes_nothing(
+    days: list[str], db: Connection, insert: Insert
+) -> None:
     insert(created_at="2020-01-01")
-    done = purge(conninfo_of(db), *arguments)
+    done = purge(conninfo_of(db), *(f"--days={each}" for each in days))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert len(table(db)) == 1
-
-
-def test_purge_of_a_server_that_does_not_answer_is_one_line() -> None:
-    done = purge("host=/nowhere dbname=none", "30")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)

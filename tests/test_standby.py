@@ -1,9 +1,8 @@
-"""A real hot standby answers every reading query while the primary writes, refuses to write, and takes over with exact sums."""
+"""A hot standby answers every reading query while the primary writes, refuses to write, and takes over with an exact rollup."""
 
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,72 +17,67 @@ from conftest import COUNTED, EMBEDDED, KEPT, PROGRAMS, ROOT, cli, scalar
 from psycopg.conninfo import make_conninfo
 from test_queries import QUERIES, READERS, values
 
-import runner
+import alicia_session_stats as stats
+from alicia_session_stats import embedded
+from alicia_session_stats.named_queries import fetch
+from alicia_session_stats.query_files import read_query
 
 Connection = psycopg.Connection[Any]
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not EMBEDDED, reason="a standby copies the embedded server: TEST_DATABASE_URL names one that is not ours to copy"
-    ),
+    pytest.mark.skipif(not EMBEDDED, reason="a standby is a copy of the server's files, and TEST_DATABASE_URL gives only SQL"),
 ]
 
 ROWS = 5000
-# The standby has statistics of its own: those of the server, of this answer, are not the primary's.
-OWN = {"table_health"}
+# About the server's own statistics, which a standby does not share.
+LOCAL = {"table_health"}
 OWNER = "nobody" if os.geteuid() == 0 else None
-
-
-def server(home: Path, option: str = "") -> str:
-    """Start (or stop, or remove) the embedded server of this home; its conninfo."""
-    command = [sys.executable, str(ROOT / "runner.py"), "embedded", *option.split()]
-    environment = {**os.environ, "ALICIA_SESSION_STATS_HOME": str(home)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout.strip()
 
 
 @pytest.fixture(scope="module")
 def primary() -> Iterator[tuple[Path, str]]:
-    """A server of this file's own, migrated and with a sample: its home and conninfo."""
+    """A server that only this file uses, migrated and with a sample: its home and conninfo."""
     folder = Path(tempfile.mkdtemp(prefix="alicia-primary-", dir="/tmp"))
     folder.chmod(0o755)
-    home = folder / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALICIA_SESSION_STATS_HOME", str(folder / "home"))
+        conninfo = embedded.start()
     try:
-        conninfo = server(home)
-        runner.migrate(conninfo)
-        runner.run_query(conninfo, runner.read_query(ROOT / "bench" / "sample.sql"), {"rows": ROWS, "last": ROWS}, timeout=120)
-        with runner.connect(conninfo) as connection:
+        stats.migrate(conninfo)
+        fetch(conninfo, read_query(ROOT / "bench" / "sample.sql"), {"rows": ROWS, "last": ROWS}, timeout=120)
+        with stats.connect(conninfo) as connection:
             connection.execute("ALTER SYSTEM SET fsync = off")
             connection.execute("INSERT INTO alicia_conversations (id) VALUES ('ac_sample')")
             connection.execute("INSERT INTO alicia_session_stats (conversation_id) VALUES ('ac_sample')")
-        yield home, conninfo
+        yield folder / "home", conninfo
     finally:
-        server(home, "--remove")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ALICIA_SESSION_STATS_HOME", str(folder / "home"))
+            embedded.stop(remove=True)
         shutil.rmtree(folder)
 
 
 @pytest.fixture
 def standby(primary: tuple[Path, str]) -> Iterator[str]:
-    """A copy of the primary that follows it, as `pg_basebackup -R` makes one: its conninfo."""
+    """A copy of the primary that follows it, made by `pg_basebackup -R`: its conninfo."""
     home, conninfo = primary
-    # Where the server's owner can read the programs: the home's own copy of them, where root made one.
+    # As root, the home has a copy of the programs that the server's owner can read.
     programs = next(home.glob("programs/*/*/bin"), PROGRAMS)
     folder = Path(tempfile.mkdtemp(prefix="alicia-standby-", dir="/tmp"))
     if OWNER:
         shutil.chown(folder, OWNER)
 
     def run(program: str, *arguments: str | Path) -> None:
+        # Without pipes: the server would keep them open.
         command = [programs / program, *arguments]
-        subprocess.run(command, user=OWNER, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True)
+        with (folder / "out").open("w") as out:
+            subprocess.run(command, user=OWNER, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, timeout=120, check=True)
 
     data = folder / "data"
     try:
         run("pg_basebackup", "-D", data, "-d", conninfo, "-R", "-X", "stream", "-c", "fast", "--no-sync")
-        started = ("-D", data, "-l", folder / "log", "-o", f"-k {folder} -c hot_standby=on")
-        # Not with pipes: the server would keep them open.
-        subprocess.run(
-            [programs / "pg_ctl", *started, "-w", "start"], user=OWNER, cwd=folder, stdout=subprocess.DEVNULL, check=True
-        )
+        run("pg_ctl", "-D", data, "-l", folder / "log", "-o", f"-k {folder} -c hot_standby=on", "-w", "start")
         yield make_conninfo(conninfo, host=str(folder))
     finally:
         if (data / "postmaster.pid").exists():
@@ -102,15 +96,15 @@ def wait_until_caught_up(primary: Connection, standby: Connection) -> None:
 def assert_exact(connection: Connection) -> None:
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        assert set(connection.execute(KEPT.encode()).fetchall()) == set(connection.execute(COUNTED.encode()).fetchall())
+        assert sorted(connection.execute(KEPT.encode())) == sorted(connection.execute(COUNTED.encode()))
 
 
 def write_until(stop: threading.Event, conninfo: str) -> int:
-    """Insert, update and delete sessions, of now and of all the year; how often."""
+    """Insert, update and delete sessions of the whole year. How often."""
     turns = 0
-    with runner.connect(conninfo) as connection:
+    with stats.connect(conninfo) as connection:
         while not stop.is_set():
-            [session] = runner.query(conninfo, "start_session", conversation_id="ac_sample")
+            [session] = stats.query(connection, "start_session", conversation_id="ac_sample")
             connection.execute(
                 "UPDATE alicia_session_stats "
                 "SET message_count = message_count + %s, created_at = created_at - %s * INTERVAL '1 hour' WHERE id = %s",
@@ -124,37 +118,36 @@ def write_until(stop: threading.Event, conninfo: str) -> int:
     return turns
 
 
-def test_every_query_answers_on_a_standby_while_the_primary_writes(primary: tuple[Path, str], standby: str) -> None:
+def test_standby_answers_every_query_while_the_primary_writes(primary: tuple[Path, str], standby: str) -> None:
     _, conninfo = primary
     stop = threading.Event()
-    with ThreadPoolExecutor() as pool, runner.connect(conninfo) as writing, runner.connect(standby) as reading:
+    with ThreadPoolExecutor() as pool, stats.connect(conninfo) as writing, stats.connect(standby) as reading:
         assert scalar(reading, "SELECT PG_IS_IN_RECOVERY()")
         writer = pool.submit(write_until, stop, conninfo)
         try:
             for _ in range(3):
                 for name in READERS:
-                    runner.run_query(standby, QUERIES[name], values(name, {}))
-                # In whatever state it shows.
+                    stats.query(standby, name, **values(name, {}))
                 assert_exact(reading)
         finally:
             stop.set()
         assert writer.result() > 10
 
-        for name in sorted(set(READERS) - OWN):
+        for name in sorted(set(READERS) - LOCAL):
             given = values(name, {})
-            # The windows end now: again, should a session have left one meanwhile.
+            # The windows end now. Ask again if a session left one between the two questions.
             for _ in range(5):
-                before = runner.run_query(conninfo, QUERIES[name], given)
+                before = stats.query(conninfo, name, **given)
                 wait_until_caught_up(writing, reading)
-                answer = runner.run_query(standby, QUERIES[name], given)
-                if runner.run_query(conninfo, QUERIES[name], given) == before:
+                answer = stats.query(standby, name, **given)
+                if stats.query(conninfo, name, **given) == before:
                     break
             assert answer == before, name
-        assert runner.verify(standby) == []
+        assert stats.verify(standby) == []
 
 
-def test_a_standby_refuses_to_write_in_one_clear_line(standby: str) -> None:
-    # rebuild_sessions is refused for the tables that it reads, before it could be for what it writes.
+def test_standby_refuses_to_write_in_one_clear_line(standby: str) -> None:
+    # rebuild_sessions already fails on the application's tables that this database does not have.
     for name in sorted(QUERIES.keys() - set(READERS) - {"rebuild_sessions"}):
         options = [f"--{param}={value}" for param, value in values(name, {}).items()]
         done = cli("query", name, *options, "--database", standby)
@@ -162,22 +155,23 @@ def test_a_standby_refuses_to_write_in_one_clear_line(standby: str) -> None:
         assert "during recovery" in done.stderr
 
 
-def test_a_standby_that_is_promoted_goes_on_with_exact_sums(primary: tuple[Path, str], standby: str) -> None:
+def test_promoted_standby_goes_on_with_an_exact_rollup(primary: tuple[Path, str], standby: str) -> None:
     stop = threading.Event()
-    with ThreadPoolExecutor() as pool, runner.connect(standby) as connection:
+    with ThreadPoolExecutor() as pool, stats.connect(standby) as connection:
         writer = pool.submit(write_until, stop, primary[1])
-        time.sleep(1)
-        # While the primary still writes: what the standby has got by then, and no more, is there.
-        assert scalar(connection, "SELECT PG_PROMOTE()")
-        stop.set()
+        try:
+            time.sleep(1)
+            # While the primary still writes.
+            assert scalar(connection, "SELECT PG_PROMOTE()")
+        finally:
+            stop.set()
         assert writer.result() > 10
         assert_exact(connection)
 
-        [session] = runner.query(standby, "start_session", conversation_id="ac_sample")
-        runner.query(standby, "record_activity", session_id=session["id"], messages=2_000_000)
+        [session] = stats.query(standby, "start_session", conversation_id="ac_sample")
+        stats.query(standby, "record_activity", session_id=session["id"], messages=2_000_000)
         connection.execute("UPDATE alicia_session_stats SET tool_call_count = tool_call_count + 1 WHERE id <> 'ass_sample'")
         connection.execute("DELETE FROM alicia_session_stats WHERE id = (SELECT MIN(id) FROM alicia_session_stats)")
         assert_exact(connection)
-        corrections = connection.execute("SELECT * FROM alicia_session_stats_repair()").fetchall()
-        assert corrections == [("quarter hours", 0), ("leaders", 0)]
-        assert runner.query(standby, "most_active_sessions", limit=1)[0]["message_count"] == 2_000_000
+        assert stats.verify(standby) == []
+        assert stats.query(standby, "most_active_sessions", limit=1)[0]["message_count"] == 2_000_000

@@ -1,4 +1,4 @@
-"""daily_usage, busiest_hours and usage_change answer what a model in plain Python does, and the facts in their headers."""
+"""daily_usage, busiest_hours and usage_change answer what a model in plain Python does, and what their headers say."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -10,12 +10,12 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
-from conftest import ROOT, SERVER, scalar
+from conftest import SERVER, scalar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 
-from runner import connect, migrate, read_query
+import alicia_session_stats as stats
 
 Connection = psycopg.Connection[Any]
 Rows = list[tuple[Any, ...]]
@@ -23,12 +23,12 @@ Rows = list[tuple[Any, ...]]
 BIGGEST = 2**31 - 1
 ZONES = ["UTC", "Asia/Kathmandu", "America/New_York", "America/Havana", "Pacific/Kiritimati", "Pacific/Pago_Pago"]
 INSTANTS = [
-    datetime(2024, 2, 29, 12),  # a leap day
-    datetime(2024, 12, 29, 18, 15),  # midnight in Kathmandu: the Monday of a week that belongs to two years
-    datetime(2025, 3, 9, 5),  # Havana goes from 0:00 to 1:00: that midnight does not exist
-    datetime(2025, 3, 9, 7),  # New York goes from 2:00 to 3:00
-    datetime(2025, 11, 2, 5),  # Havana goes from 1:00 to 0:00: that midnight comes twice
-    datetime(2025, 11, 2, 6),  # New York goes from 2:00 to 1:00
+    datetime(2024, 2, 29, 12),  # A leap day.
+    datetime(2024, 12, 29, 18, 15),  # Midnight in Kathmandu: the Monday of a week that belongs to two years.
+    datetime(2025, 3, 9, 5),  # Havana goes from 0:00 to 1:00: that midnight does not exist.
+    datetime(2025, 3, 9, 7),  # New York goes from 2:00 to 3:00.
+    datetime(2025, 11, 2, 5),  # Havana goes from 1:00 to 0:00: that midnight comes twice.
+    datetime(2025, 11, 2, 6),  # New York goes from 2:00 to 1:00.
 ]
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -37,23 +37,23 @@ class Session(NamedTuple):
     created_at: datetime
     conversation: str = "ac_1"
     messages: int = 0
-    tools: int = 0
+    tool_calls: int = 0
     memories: int = 0
     seconds: int = 0
 
 
-# What the tests of the other queries use too --------------------------------------------------------------
+# Used by the tests of the other queries, too ---------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def usage_database() -> Iterator[Connection]:
-    """One migrated database for a whole file, whose tests all roll back: a clone for each would take most of the time."""
+    """One migrated database per file, whose tests all roll back: a clone for each would take most of the time."""
     conninfo = make_conninfo(**{**SERVER, "dbname": "alicia_usage"})
     with psycopg.connect(**SERVER, autocommit=True) as server:
         server.execute("DROP DATABASE IF EXISTS alicia_usage WITH (FORCE)")
         server.execute("CREATE DATABASE alicia_usage")
-        migrate(conninfo)
-        with connect(conninfo) as connection:
+        stats.migrate(conninfo)
+        with stats.connect(conninfo) as connection:
             yield connection
         server.execute("DROP DATABASE alicia_usage WITH (FORCE)")
 
@@ -81,22 +81,30 @@ def load(db: Connection, sessions: Iterable[Session]) -> None:
                 copy.write_row(session)
 
 
-def ask(db: Connection, name: str, **params: object) -> Rows:
-    """What a query answers, its parameters given as text; decimals as fractions."""
-    query = read_query(ROOT / "queries" / f"{name}.sql")
-    values = {param.name: str(params.get(param.name, param.default)) for param in query.params}
-    rows = db.execute(query.statement.encode(), values).fetchall()
-    return [tuple(Fraction(value) if isinstance(value, Decimal) else value for value in row) for row in rows]
+def ask(db: Connection, name: str, **params: Any) -> Rows:
+    """What a query answers; decimals as fractions."""
+    rows = stats.query(db, name, **params)
+    return [tuple(Fraction(v) if isinstance(v, Decimal) else v for v in row.values()) for row in rows]
+
+
+def column(db: Connection, name: str, column: str, **params: Any) -> list[Any]:
+    """One column of what a query answers."""
+    return [Fraction(v) if isinstance(v := row[column], Decimal) else v for row in stats.query(db, name, **params)]
+
+
+def rounded(value: Fraction | None) -> Any:
+    """A value of a model, to compare with a number that PostgreSQL rounded to two decimals."""
+    return None if value is None else pytest.approx(value, rel=1e-12, abs=0.0050001)
 
 
 def nearly(rows: Rows) -> Rows:
-    """The rows of a model, to compare with: fractions as close as PostgreSQL's decimals are."""
-    return [tuple(pytest.approx(v, rel=1e-12) if isinstance(v, Fraction) else v for v in row) for row in rows]
+    """The rows of a model, to compare with what PostgreSQL rounded."""
+    return [tuple(rounded(value) if isinstance(value, Fraction) else value for value in row) for row in rows]
 
 
 @st.composite
 def histories(draw: st.DrawFn, now: datetime) -> tuple[list[Session], int]:
-    """Sessions, many of them where things happen, and a window in days, which often begins there."""
+    """Sessions, many of them near a special instant, and a window in days, which often begins there."""
     instant = draw(st.sampled_from(INSTANTS))
     days = draw(st.integers(0, 40) | st.integers(0, 2).map(lambda more: (now - instant).days + more))
     moments = (
@@ -141,9 +149,11 @@ def bar(value: int, largest: int, width: int = 20) -> str | None:
 
 # Models ---------------------------------------------------------------------------------------------------
 
+MEASURES = ["sessions", "conversations", "messages", "tool_calls", "memories", "seconds"]
+
 
 def totals(sessions: list[Session]) -> tuple[int, ...]:
-    """Sessions, conversations, messages, tool calls, memories, seconds."""
+    """The measures, in their order."""
     _, conversations, *counts = zip(*sessions, strict=True) if sessions else [()] * 6
     return len(sessions), len(set(conversations)), *map(sum, counts)
 
@@ -157,9 +167,8 @@ def daily_usage(sessions: list[Session], now: datetime, days: int, tz: str) -> R
     most = max((len(by_day[day]) for day in shown), default=0)
     rows: Rows = []
     for day in shown:
-        *counts, seconds = totals(by_day[day])
         week = sum(len(by_day[day - timedelta(n)]) for n in range(7))
-        rows.append((day, *counts, Fraction(seconds, 60), Fraction(week, 7), bar(counts[0], most, 9)))
+        rows.append((day, *totals(by_day[day]), Fraction(week, 7), day == today, bar(len(by_day[day]), most, 9)))
     return rows
 
 
@@ -175,10 +184,9 @@ def usage_change(sessions: list[Session], now: datetime, days: int) -> Rows:
     start = now - timedelta(days)
     this = totals(within(sessions, start, now))
     previous = totals(within(sessions, start - timedelta(days), start))
-    metrics = ["sessions", "conversations", "messages", "tool_calls", "memories", "active_seconds"]
     return [
         (metric, new, old, new - old, Fraction(100 * (new - old), old) if old else None)
-        for metric, new, old in zip(metrics, this, previous, strict=True)
+        for metric, new, old in zip(MEASURES, this, previous, strict=True)
     ]
 
 
@@ -206,28 +214,34 @@ def hourly(start: datetime, hours: int) -> list[Session]:
     return [Session(start + timedelta(hours=n)) for n in range(hours)]
 
 
-def test_without_a_session_every_day_is_there_and_empty(still: Connection) -> None:
+def test_without_sessions_every_day_has_a_row_of_zeros(still: Connection) -> None:
     today = now_of(still).date()
-    assert ask(still, "daily_usage") == [(today - timedelta(29 - n), *[0] * 7, None) for n in range(30)]
+    assert ask(still, "daily_usage") == [(today - timedelta(29 - n), *[0] * 7, n == 29, None) for n in range(30)]
 
 
-def test_without_a_session_every_hour_is_there_and_empty(still: Connection) -> None:
+def test_without_sessions_every_hour_has_a_row_of_zeros(still: Connection) -> None:
     assert ask(still, "busiest_hours") == [(hour, *[0] * 8, None) for hour in range(24)]
 
 
-def test_without_a_session_every_metric_is_there_and_its_change_in_percent_is_not(still: Connection) -> None:
-    rows = ask(still, "usage_change")
-    assert len(rows) == 6
-    assert {row[1:] for row in rows} == {(0, 0, 0, None)}
+def test_without_sessions_every_metric_is_0_and_its_change_in_percent_null(still: Connection) -> None:
+    assert ask(still, "usage_change") == [(metric, 0, 0, 0, None) for metric in MEASURES]
 
 
-def test_a_session_over_midnight_counts_in_the_day_it_starts_in(still: Connection) -> None:
+def test_conversations_that_are_left_out_are_null_and_everything_else_the_same(still: Connection) -> None:
+    load(still, [Session(now_of(still) - timedelta(n, microseconds=1), messages=n) for n in range(9)])
+    days = stats.query(still, "daily_usage")
+    assert stats.query(still, "daily_usage", conversations=False) == [{**row, "conversations": None} for row in days]
+    sessions, conversations, *others = ask(still, "usage_change")
+    assert ask(still, "usage_change", conversations=False) == [sessions, (conversations[0], *[None] * 4), *others]
+
+
+def test_session_over_midnight_counts_in_the_day_it_starts_in(still: Connection) -> None:
     midnight = datetime.combine(now_of(still).date(), datetime.min.time())
     load(still, [Session(midnight - timedelta(microseconds=1), seconds=7200), Session(midnight)])
-    assert [row[1:7] for row in ask(still, "daily_usage", days=2)] == [(1, 1, 0, 0, 0, 120), (1, 1, 0, 0, 0, 0)]
+    assert [row[1:7] for row in ask(still, "daily_usage", days=2)] == [(1, 1, 0, 0, 0, 7200), (1, 1, 0, 0, 0, 0)]
 
 
-def test_a_day_in_kathmandu_begins_at_a_quarter_past_six_in_the_evening_utc(still: Connection) -> None:
+def test_day_in_kathmandu_begins_at_a_quarter_past_six_in_the_evening_utc(still: Connection) -> None:
     today = local(now_of(still), "Asia/Kathmandu").date()
     midnight = datetime.combine(today, datetime.min.time()) - timedelta(hours=5, minutes=45)
     load(still, [Session(midnight - timedelta(microseconds=1)), Session(midnight), Session(midnight)])
@@ -248,57 +262,56 @@ def test_a_day_in_kathmandu_begins_at_a_quarter_past_six_in_the_evening_utc(stil
         ("UTC", date(2024, 2, 29), 24),
     ],
 )
-def test_a_day_is_as_long_as_its_zone_makes_it_as_the_first_and_in_the_mean(
-    still: Connection, tz: str, day: date, hours: int
-) -> None:
+def test_day_on_which_clocks_change_has_23_or_25_hours(still: Connection, tz: str, day: date, hours: int) -> None:
     load(still, hourly(datetime.combine(day, datetime.min.time()) - timedelta(days=1), 72))
     days = days_since(still, day, tz)
     week = ask(still, "daily_usage", days=days, tz=tz)[:7]
     assert week[0][:2] == (day, hours)
-    assert ask(still, "daily_usage", days=days - 6, tz=tz)[0][7] == pytest.approx(Fraction(sum(row[1] for row in week), 7))
+    mean = column(still, "daily_usage", "sessions_7d_mean", days=days - 6, tz=tz)[0]
+    assert mean == rounded(Fraction(sum(row[1] for row in week), 7))
 
 
 @pytest.mark.parametrize("tz", ZONES)
-def test_the_mean_of_the_first_day_looks_back_six_whole_days_beyond_the_window(still: Connection, tz: str) -> None:
+def test_mean_of_the_first_day_includes_the_six_days_before_it(still: Connection, tz: str) -> None:
     start = local(now_of(still), tz).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(6)
     begin = start.astimezone(UTC).replace(tzinfo=None)
     load(still, [Session(begin - timedelta(microseconds=1)), Session(begin), Session(begin), Session(now_of(still))])
-    ((_, sessions, *_, mean, _),) = ask(still, "daily_usage", days=1, tz=tz)
-    assert (sessions, mean) == (1, pytest.approx(Fraction(3, 7)))
+    (row,) = stats.query(still, "daily_usage", days=1, tz=tz)
+    assert (row["sessions"], row["sessions_7d_mean"]) == (1, Decimal("0.43"))
 
 
-def test_any_session_draws_a_block_and_the_most_draw_them_all(still: Connection) -> None:
+def test_bar_has_a_block_for_any_session_and_nine_for_the_busiest_day(still: Connection) -> None:
     now = now_of(still)
     load(still, [Session(now)] * 100 + [Session(now - timedelta(1))])
-    assert [row[8] for row in ask(still, "daily_usage", days=3)] == ["", "█", "█" * 9]
+    assert column(still, "daily_usage", "bar", days=3) == ["", "█", "█" * 9]
 
 
-def test_an_hour_that_comes_twice_counts_twice(still: Connection) -> None:
+def test_hour_that_comes_twice_counts_twice(still: Connection) -> None:
     day = date(2025, 11, 2)
     load(still, hourly(datetime(2025, 11, 2, 4), 25))  # A Sunday in New York.
     rows = ask(still, "busiest_hours", days=days_since(still, day, "UTC") + 1, tz="America/New_York")
     assert [row[1:9] for row in rows] == [(0, 0, 0, 0, 0, 0, 2 if hour == 1 else 1, 2 if hour == 1 else 1) for hour in range(24)]
 
 
-def test_it_is_tuesday_in_kathmandu_when_it_is_monday_evening_in_utc(still: Connection) -> None:
+def test_monday_evening_in_utc_is_tuesday_in_kathmandu(still: Connection) -> None:
     monday = now_of(still).date() - timedelta(now_of(still).weekday() + 7)
     load(still, [Session(datetime.combine(monday, datetime.min.time()) + timedelta(hours=18, minutes=14 + n)) for n in (0, 1)])
-    rows = ask(still, "busiest_hours", tz="Asia/Kathmandu")
-    assert (rows[23][1], rows[0][2]) == (1, 1)
-    assert ask(still, "busiest_hours")[18][1] == 2
+    in_kathmandu = stats.query(still, "busiest_hours", tz="Asia/Kathmandu")
+    assert (in_kathmandu[23]["mon"], in_kathmandu[0]["tue"]) == (1, 1)
+    assert column(still, "busiest_hours", "mon")[18] == 2
 
 
-def test_a_window_includes_its_start_and_excludes_its_end(still: Connection) -> None:
+def test_window_includes_its_start_and_excludes_its_end(still: Connection) -> None:
     now, instant = now_of(still), timedelta(microseconds=1)
     week, four_weeks = timedelta(7), timedelta(28)
     load(still, [Session(at) for at in (now - four_weeks - instant, now - four_weeks, now - instant, now, now + instant)])
-    assert sum(row[8] for row in ask(still, "busiest_hours")) == 2
+    assert sum(column(still, "busiest_hours", "sessions")) == 2
     assert ask(still, "usage_change", days=14)[0][:3] == ("sessions", 1, 1)
     load(still, [Session(at, "ac_2") for at in (now - week - instant, now - week, now - week)])
     assert ask(still, "usage_change")[0][:3] == ("sessions", 3, 1)
 
 
-def test_a_conversation_counts_once_in_each_day_and_period_that_it_is_active_in(still: Connection) -> None:
+def test_conversation_counts_once_in_each_day_and_in_each_period(still: Connection) -> None:
     now = now_of(still)
     load(still, [Session(now - timedelta(n, microseconds=1)) for n in (0, 0, 1, 7)])
     assert [row[1:3] for row in ask(still, "daily_usage", days=3)][1:] == [(1, 1), (2, 1)]
@@ -308,37 +321,35 @@ def test_a_conversation_counts_once_in_each_day_and_period_that_it_is_active_in(
 def test_counts_at_the_integer_maximum_add_up(still: Connection) -> None:
     midnight = datetime.combine(now_of(still).date(), datetime.min.time())
     load(still, [Session(midnight - timedelta(hours=1), f"ac_{n}", BIGGEST, BIGGEST, BIGGEST, BIGGEST) for n in range(3)])
-    assert ask(still, "daily_usage", days=2)[0][1:7] == (3, 3, *[3 * BIGGEST] * 3, pytest.approx(Fraction(BIGGEST, 20)))
-    assert [row[1] for row in ask(still, "usage_change")] == [3, 3, *[3 * BIGGEST] * 4]
+    assert ask(still, "daily_usage", days=2)[0][1:7] == (3, 3, *[3 * BIGGEST] * 4)
+    assert column(still, "usage_change", "this_period") == [3, 3, *[3 * BIGGEST] * 4]
 
 
 @pytest.mark.parametrize("tz", ZONES)
-def test_nothing_is_counted_twice_or_left_out(still: Connection, tz: str) -> None:
-    sample = read_query(ROOT / "bench" / "sample.sql")
-    still.execute(sample.statement.encode(), {**{param.name: param.default for param in sample.params}, "last": "500"})
-    raw = still.execute(
-        "SELECT COUNT(*), SUM(message_count), SUM(tool_call_count), SUM(memories_used), SUM(session_duration_seconds) "
-        "FROM alicia_session_stats"
-    ).fetchone()
-    assert raw is not None
-    days = ask(still, "daily_usage", days=400, tz=tz)
-    assert [sum(row[column] for row in days) for column in (1, 3, 4, 5)] == list(raw[:4])
-    assert sum(row[6] for row in days) == pytest.approx(Fraction(raw[4], 60), rel=1e-12)
-    hours = ask(still, "busiest_hours", days=400, tz=tz)
-    assert [sum(row[1:8]) for row in hours] == [row[8] for row in hours]
-    assert sum(row[8] for row in hours) == raw[0]
-    changes = {row[0]: row[1] + row[2] for row in ask(still, "usage_change", days=200)}
-    assert [changes[name] for name in ("sessions", "messages", "tool_calls", "memories", "active_seconds")] == list(raw)
-
-
-def test_the_change_from_nothing_has_no_percentage_and_the_change_to_nothing_is_all(still: Connection) -> None:
+def test_every_session_is_counted_once(still: Connection, tz: str) -> None:
     now = now_of(still)
-    load(still, [Session(now - timedelta(1), messages=5), Session(now - timedelta(8), tools=5)])
+    sessions = [Session(now - timedelta(hours=19 * n + 1), f"ac_{n % 7}", n, n % 5, n % 3, 9 * n) for n in range(490)]
+    load(still, sessions)
+    expected = dict(zip(MEASURES, totals(sessions), strict=True))
+    del expected["conversations"]  # Those of two days are not those of both.
+    days = stats.query(still, "daily_usage", days=400, tz=tz)
+    assert {measure: sum(row[measure] for row in days) for measure in expected} == expected
+    hours = stats.query(still, "busiest_hours", days=400, tz=tz)
+    weekdays = [day for day in hours[0] if day not in ("hour", "sessions", "bar")]
+    assert [sum(row[day] for day in weekdays) for row in hours] == [row["sessions"] for row in hours]
+    assert sum(row["sessions"] for row in hours) == expected["sessions"]
+    changes = {row["metric"]: row["this_period"] + row["previous_period"] for row in stats.query(still, "usage_change", days=200)}
+    assert {measure: changes[measure] for measure in expected} == expected
+
+
+def test_change_from_nothing_has_no_percentage_and_change_to_nothing_is_100_percent(still: Connection) -> None:
+    now = now_of(still)
+    load(still, [Session(now - timedelta(1), messages=5), Session(now - timedelta(8), tool_calls=5)])
     assert {row[0]: row[1:] for row in ask(still, "usage_change")} == {
         "sessions": (1, 1, 0, 0),
         "conversations": (1, 1, 0, 0),
         "messages": (5, 0, 5, None),
         "tool_calls": (0, 5, -5, -100),
         "memories": (0, 0, 0, None),
-        "active_seconds": (0, 0, 0, None),
+        "seconds": (0, 0, 0, None),
     }

@@ -1,0 +1,288 @@
+"""What surrounds the table must not harm it: open snapshots, isolation levels, row-level security, collations, renamed
+schemas, hostile overloads, times at infinity."""
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import APPLICATION, COUNTED, KEPT, conninfo_of, scalar
+from psycopg.conninfo import make_conninfo
+
+import alicia_session_stats as stats
+
+Connection = psycopg.Connection[Any]
+SESSIONS = """
+    INSERT INTO alicia_conversations VALUES ('ac_1'), ('ac_2') ON CONFLICT DO NOTHING;
+    INSERT INTO alicia_session_stats (id, conversation_id, message_count, created_at)
+    SELECT 'ass_' || n, 'ac_' || 1 + n % 2, n % 9, NOW() AT TIME ZONE 'UTC' - n * INTERVAL '5 minutes'
+    FROM GENERATE_SERIES(1, {}) AS n
+"""
+CANDIDATES = "SELECT COUNT(*) FROM alicia_session_stats_top_candidates"
+# How a writer finds the row of its slot.
+NEWEST = """
+    EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON)
+    SELECT ctid FROM alicia_session_stats_rollup WHERE bucket_start = %s AND writer_slot = 0
+    ORDER BY bucket_start, writer_slot, opened_at DESC LIMIT 1
+"""
+
+
+@pytest.fixture
+def another(db: Connection) -> Callable[..., Connection]:
+    """Further connections to the same database, in autocommit mode."""
+    return lambda **options: psycopg.connect(conninfo_of(db), autocommit=True, **options)
+
+
+def assert_exact(db: Connection) -> None:
+    assert sorted(db.execute(KEPT).fetchall()) == sorted(db.execute(COUNTED.encode()).fetchall())
+    assert stats.query(db, "verify_rollup") == []
+
+
+def test_update_during_an_open_snapshot_stays_fast(db: Connection, another: Callable[..., Connection]) -> None:
+    db.execute(SESSIONS.format(1).encode())
+    with another() as reader, reader.transaction():
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        reader.execute("SELECT FROM alicia_session_stats")
+        for _ in range(3000):
+            db.execute("UPDATE alicia_session_stats SET tool_call_count = tool_call_count + 1")
+        bucket = scalar(db, "SELECT MAX(bucket_start) FROM alicia_session_stats_rollup")
+        plan = scalar(db, NEWEST.replace("%s", f"'{bucket}'"))[0]["Plan"]
+        dead = scalar(db, "SELECT PG_RELATION_SIZE('alicia_session_stats_rollup')") // 8192
+    assert dead > 25  # Pages of dead versions, that the snapshot keeps.
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 10
+    assert_exact(db)
+
+
+@pytest.mark.parametrize("analysed", [False, True])
+def test_plan_made_for_a_small_rollup_does_not_read_a_large_one_as_a_whole(db: Connection, analysed: bool) -> None:
+    db.execute(SESSIONS.format(1).encode())
+    db.execute("UPDATE alicia_session_stats SET message_count = message_count + 1")
+    if analysed:
+        db.execute("ANALYZE alicia_session_stats_rollup")
+    for _ in range(8):  # Until PL/pgSQL keeps its plans.
+        db.execute("UPDATE alicia_session_stats SET message_count = message_count + 1")
+    db.execute(SESSIONS.format(3000).replace("'ass_'", "'more_'").encode())
+    with db.transaction():
+        db.execute("UPDATE alicia_session_stats SET message_count = message_count + 1")
+        read = "SELECT seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'alicia_session_stats_rollup'"
+        assert scalar(db, read) == 0
+    assert_exact(db)
+
+
+def test_writers_under_repeatable_read_do_not_flood_the_top_candidates(db: Connection) -> None:
+    db.execute(SESSIONS.format(4000).encode())
+    db.execute("SET default_transaction_isolation = 'repeatable read'")
+    for n in range(3000):
+        db.execute("INSERT INTO alicia_session_stats (conversation_id, message_count) VALUES ('ac_1', %s)", [n % 3])
+    assert scalar(db, CANDIDATES) < 3000
+    db.execute("RESET default_transaction_isolation")
+    assert_exact(db)
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_migrate_works_where_the_default_isolation_is_higher(bare: Connection, level: str) -> None:
+    bare.execute(APPLICATION.encode())
+    bare.execute(SESSIONS.format(50).encode())
+    bare.execute(f"ALTER DATABASE {bare.info.dbname} SET default_transaction_isolation = '{level}'".encode())
+    stats.migrate(conninfo_of(bare))
+    assert sorted(bare.execute(KEPT).fetchall()) == sorted(bare.execute(COUNTED.encode()).fetchall())
+    assert stats.rollback(conninfo_of(bare), steps=None)
+
+
+def test_renamed_schema_is_told_and_its_fix_lets_writers_write(db: Connection) -> None:
+    db.execute(SESSIONS.format(3).encode())
+    db.execute("ALTER SCHEMA public RENAME TO analytics; SET search_path = analytics")
+    rows = [row for row in stats.query(db, "verify") if row["object"].startswith("FUNCTION")]
+    assert {row["found"] for row in rows} == {"its search_path lacks its schema"}
+    for row in rows:
+        db.execute(row["fix"].encode())
+    assert stats.query(db, "verify") == []
+    db.execute("UPDATE alicia_session_stats SET message_count = message_count + 1")
+    assert_exact(db)
+
+
+def test_owner_of_the_triggers_that_may_no_longer_read_the_table_is_told(bare: Connection) -> None:
+    bare.execute("CREATE ROLE alicia_app; CREATE ROLE alicia_owner; GRANT ALL ON SCHEMA public TO alicia_app, alicia_owner")
+    try:
+        bare.execute("SET ROLE alicia_app")
+        bare.execute(APPLICATION.encode())
+        bare.execute("RESET ROLE; GRANT alicia_app TO alicia_owner")
+        stats.migrate(make_conninfo(conninfo_of(bare), options="-c role=alicia_owner"))
+        assert stats.query(bare, "verify") == []
+        bare.execute("REVOKE alicia_app FROM alicia_owner")
+        [row] = stats.query(bare, "verify")
+        assert row["found"] == "not readable by alicia_owner"
+        bare.execute(row["fix"].encode())
+        assert stats.query(bare, "verify") == []
+    finally:
+        bare.execute("RESET ROLE; DROP OWNED BY alicia_app, alicia_owner CASCADE; DROP ROLE alicia_app, alicia_owner")
+
+
+def test_truncate_waits_for_no_reader_of_the_sums(db: Connection, another: Callable[..., Connection]) -> None:
+    db.execute(SESSIONS.format(20).encode())
+    with another() as reader, reader.transaction():
+        reader.execute("SELECT FROM alicia_session_stats_quarter_hours")
+        db.execute("SET lock_timeout = '2s'")
+        db.execute("TRUNCATE alicia_session_stats")
+        assert scalar(reader, "SELECT COUNT(*) FROM alicia_session_stats") == 0
+    assert_exact(db)
+
+
+def test_truncate_works_while_a_cursor_on_the_sums_is_open(db: Connection) -> None:
+    db.execute(SESSIONS.format(20).encode())
+    with db.transaction():
+        db.execute("DECLARE sums CURSOR FOR SELECT * FROM alicia_session_stats_quarter_hours")
+        db.execute("FETCH 1 FROM sums")
+        db.execute("TRUNCATE alicia_session_stats")
+    assert_exact(db)
+
+
+READERS = [query.name for query in stats.queries().values() if not query.writes]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/Los_Angeles"])
+@pytest.mark.parametrize("when", ["infinity", "-infinity", "294276-12-31 23:59", "4713-01-01 00:01 BC"])
+def test_every_query_answers_whatever_time_the_table_holds(db: Connection, when: str, zone: str) -> None:
+    db.execute(SESSIONS.format(20).encode())
+    db.execute("INSERT INTO alicia_session_stats (conversation_id, created_at) VALUES ('ac_1', %s)", [when])
+    for name in READERS:
+        params = {"tz": zone, "conversation_id": "ac_1"}
+        known = [param.name for param in stats.queries()[name].params]
+        stats.query(db, name, **{key: value for key, value in params.items() if key in known})
+
+
+def test_second_repair_corrects_nothing_more(db: Connection, another: Callable[..., Connection]) -> None:
+    db.execute(SESSIONS.format(20).encode())
+    db.execute("SET session_replication_role = replica; DELETE FROM alicia_session_stats WHERE id = 'ass_3'; RESET ALL")
+    with another() as first, another() as second:
+        with first.transaction():
+            first.execute("SELECT FROM alicia_session_stats_repair()")
+            second.execute("SET lock_timeout = '300ms'")
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                second.execute("SELECT FROM alicia_session_stats_repair()")
+        assert scalar(second, "SELECT SUM(corrections) FROM alicia_session_stats_repair()") == 0
+    assert_exact(db)
+
+
+def test_policy_shows_a_tenant_its_own_answers_in_every_query(bare: Connection, login: Callable[..., Connection]) -> None:
+    stats.migrate(conninfo_of(bare))
+    bare.execute(SESSIONS.format(500).encode())
+    views = (
+        "alicia_session_stats, alicia_session_stats_parts, alicia_session_stats_quarter_hours, alicia_session_stats_top_sessions"
+    )
+    tenant = login("alicia_tenant", f"GRANT SELECT ON {views} TO")
+    bare.execute("ALTER TABLE alicia_session_stats ENABLE ROW LEVEL SECURITY")
+    bare.execute("CREATE POLICY tenant ON alicia_session_stats USING (conversation_id = 'ac_1')")
+    for view in ("parts", "quarter_hours", "top_sessions"):
+        assert scalar(tenant, f"SELECT COUNT(*) FROM alicia_session_stats_{view}") == 0
+        assert scalar(bare, f"SELECT COUNT(*) FROM alicia_session_stats_{view}") > 0
+    alone = "SELECT SUM(message_count), COUNT(*) FROM alicia_session_stats WHERE conversation_id = 'ac_1'"
+    window = "FROM alicia_session_stats_between(NOW()::TIMESTAMP - INTERVAL '9 days', 'infinity')"
+    assert tenant.execute(f"SELECT SUM(messages), SUM(sessions) {window}".encode()).fetchone() == bare.execute(alone).fetchone()
+    assert {row["conversation_id"] for row in stats.query(tenant, "most_active_sessions", limit=400)} == {"ac_1"}
+    assert sum(row["sessions"] for row in stats.query(tenant, "daily_usage", days=5)) == 250
+
+
+def test_owner_under_forced_row_level_security_loses_no_top_session(bare: Connection, login: Callable[..., Connection]) -> None:
+    owner = login("alicia_owner", "GRANT ALL ON SCHEMA public TO")
+    conninfo = make_conninfo(conninfo_of(bare), user="alicia_owner", password=owner.info.password)
+    stats.migrate(conninfo)
+    owner.execute(SESSIONS.format(1500).encode())
+    owner.execute("ALTER TABLE alicia_session_stats ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
+    owner.execute("CREATE POLICY tenant ON alicia_session_stats USING (conversation_id = CURRENT_SETTING('tenant.id', TRUE))")
+    for n in range(1200):
+        owner.execute("SELECT SET_CONFIG('tenant.id', %s, FALSE)", [f"ac_{1 + n % 2}"])
+        owner.execute(
+            "INSERT INTO alicia_session_stats (conversation_id, message_count) VALUES (%s, %s)", [f"ac_{1 + n % 2}", 10 + n]
+        )
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
+        owner.execute("SELECT FROM alicia_session_stats_repair()")
+    owner.execute("ALTER TABLE alicia_session_stats NO FORCE ROW LEVEL SECURITY")
+    assert_exact(bare)
+
+
+def test_ties_follow_the_collation_of_an_adopted_id(bare: Connection) -> None:
+    try:
+        bare.execute(
+            APPLICATION.replace("id TEXT PRIMARY KEY DEFAULT", 'id TEXT COLLATE "en-x-icu" PRIMARY KEY DEFAULT').encode()
+        )
+    except (psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedObject):
+        pytest.skip("this server is built without ICU, and has no collation but that of bytes")
+    stats.migrate(conninfo_of(bare))
+    bare.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
+    for name in ("a", "B", "c", "D", "_", "é", "f"):
+        bare.execute(
+            "INSERT INTO alicia_session_stats (id, conversation_id, created_at) VALUES (%s, 'ac_1', '2026-01-01')", [name]
+        )
+    order = "ORDER BY message_count DESC, created_at DESC, id DESC"
+    kept = bare.execute(f"SELECT id FROM alicia_session_stats_top_sessions {order}".encode()).fetchall()
+    assert kept == bare.execute(f"SELECT id FROM alicia_session_stats {order}".encode()).fetchall()
+    bare.execute("SELECT FROM alicia_session_stats_repair()")
+    assert stats.query(bare, "verify_rollup") == []
+
+
+# An overload wins over a function of pg_catalog where its types fit better: that of an untyped literal, or of operands
+# of two types.
+HOSTILE = [
+    "date_bin(text, timestamp, text)", "date_bin(interval, timestamp, text)", "current_setting(varchar)",
+    "timestamp_hash(varchar)",
+    "pg_try_advisory_xact_lock(integer, bigint)", "clock_timestamp(integer)", "row_security_active(varchar)", "nextval(text)",
+    "nextval(varchar)", "timezone(varchar, timestamptz)", "now(integer)",
+    "alicia_session_stats_add(timestamp, integer, bigint, bigint, bigint, bigint, boolean)",
+    "alicia_session_stats_bucket(timestamptz)", "alicia_session_stats_forget(integer, timestamp, varchar, varchar)",
+]  # fmt: skip
+OPERATORS = [("+", "numeric", "bigint"), ("*", "bigint", "numeric"), ("<", "float8", "bigint"), ("<>", "numeric", "integer"),
+             ("%", "integer", "bigint"), (">=", "integer", "bigint"), ("=", "text", "varchar"), ("-", "bigint", "numeric"),
+             ("=", "tid", "text"), ("<", "bigint", "numeric"), (">", "numeric", "integer")]  # fmt: skip
+
+
+def test_overload_in_public_is_not_called(db: Connection) -> None:
+    body = "LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'an overload was called'; END $$"
+    db.execute("CREATE ROLE alicia_attacker; GRANT CREATE ON SCHEMA public TO PUBLIC; SET ROLE alicia_attacker")
+    try:
+        for signature in HOSTILE:
+            returns = (
+                "bigint" if "nextval" in signature else "timestamp" if "bucket" in signature or "bin" in signature else "text"
+            )
+            db.execute(f"CREATE FUNCTION {signature} RETURNS {returns} {body}".encode())
+        for symbol, left, right in OPERATORS:
+            function = f"trap_{left}_{right}_{ord(symbol[0])}_{len(symbol)}"
+            returns = "numeric" if symbol in "+-*%" else "boolean"
+            db.execute(f"CREATE FUNCTION {function}({left}, {right}) RETURNS {returns} {body}".encode())
+            db.execute(f"CREATE OPERATOR {symbol} (FUNCTION = {function}, LEFTARG = {left}, RIGHTARG = {right})".encode())
+        with pytest.raises(psycopg.errors.RaiseException, match="an overload was called"):
+            db.execute("SELECT DATE_BIN('15 minutes', NOW()::TIMESTAMP, '2000-01-01')")  # The traps work.
+        db.execute("RESET ROLE")
+        db.execute(SESSIONS.format(3000).encode())
+        for n in range(120):
+            db.execute("UPDATE alicia_session_stats SET message_count = message_count + 20 WHERE id = %s", [f"ass_{1 + n}"])
+        db.execute("UPDATE alicia_session_stats SET created_at = created_at - INTERVAL '1 day', tool_call_count = 1")
+        db.execute("DELETE FROM alicia_session_stats WHERE message_count < 3")
+        db.execute("SELECT FROM alicia_session_stats_repair()")
+        db.execute("TRUNCATE alicia_session_stats")
+    finally:
+        db.execute("RESET ROLE; DROP OWNED BY alicia_attacker CASCADE; DROP ROLE alicia_attacker")
+
+
+def test_triggers_leave_the_random_numbers_of_the_session_alone(db: Connection) -> None:
+    db.execute(SESSIONS.format(2500).encode())
+
+    def draw(statement: str) -> list[float]:
+        db.execute("SELECT SETSEED(0.5)")
+        numbers: list[float] = []
+        for n in range(30):
+            db.execute(statement.format(100 + n).encode())
+            numbers.append(scalar(db, "SELECT RANDOM()"))
+        return numbers
+
+    alone = draw("SELECT {}")
+    assert draw("UPDATE alicia_session_stats SET message_count = {} WHERE id = 'ass_1'") == alone
+
+
+def test_repair_does_not_wait_for_an_open_writer(db: Connection, another: Callable[..., Connection]) -> None:
+    db.execute(SESSIONS.format(20).encode())
+    with another() as writer, writer.transaction():
+        writer.execute("UPDATE alicia_session_stats SET message_count = message_count + 1")
+        db.execute("SET lock_timeout = '2s'")
+        db.execute("SELECT FROM alicia_session_stats_repair()")
+    assert_exact(db)
