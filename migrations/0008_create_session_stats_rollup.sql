@@ -125,18 +125,21 @@ ON CONFLICT DO NOTHING;
 DO $migration$
 DECLARE
     created TEXT;
+    id_collation CONSTANT OID := (
+        SELECT attcollation FROM pg_attribute WHERE attrelid = 'alicia_session_stats'::REGCLASS AND attname = 'id'
+    );
 BEGIN
+    -- Ties are ordered by id, in the collation of the application's table.
+    FOR created IN
+        SELECT attrelid::REGCLASS
+        FROM pg_attribute
+        WHERE attrelid IN ('alicia_session_stats_top_candidates'::REGCLASS, 'alicia_session_stats_top_cutoff'::REGCLASS)
+            AND attname = 'id' AND attcollation <> id_collation
+    LOOP
+        EXECUTE FORMAT('ALTER TABLE %s ALTER COLUMN id TYPE TEXT COLLATE %s', created, id_collation::REGCOLLATION);
+    END LOOP;
+
     FOREACH created IN ARRAY ARRAY['rollup', 'top_candidates', 'top_cutoff'] LOOP
-        -- Ties are ordered by id, in the collation of the application's table.
-        IF created <> 'rollup' THEN
-            EXECUTE FORMAT(
-                'ALTER TABLE alicia_session_stats_%s ALTER COLUMN id TYPE TEXT COLLATE %s', created,
-                (
-                    SELECT attcollation::REGCOLLATION FROM pg_attribute
-                    WHERE attrelid = 'alicia_session_stats'::REGCLASS AND attname = 'id'
-                )
-            );
-        END IF;
         -- The tables have no key, and a publication of all tables refuses to update a table without one.
         EXECUTE FORMAT('ALTER TABLE alicia_session_stats_%s REPLICA IDENTITY FULL', created);
         PERFORM alicia_session_stats_own('TABLE alicia_session_stats_' || created, is_closed => TRUE);

@@ -61,6 +61,7 @@ def test_relations_are_exactly_the_documented_ones(db: Connection) -> None:
     assert relations == [
         ("alicia_conversations", "r"),
         ("alicia_session_stats", "r"),
+        ("alicia_session_stats_lowerings", "S"),
         ("alicia_session_stats_owned_objects", "r"),
         ("alicia_session_stats_parts", "v"),
         ("alicia_session_stats_quarter_hours", "v"),

@@ -22,6 +22,7 @@ COUNT = f"TRIGGER rollup_session_stats_update ON {TABLE}"
 BUCKET = f"FUNCTION {TABLE}_bucket(timestamp without time zone)"
 ON_UPDATE = f"FUNCTION {TABLE}_on_update()"
 TRIM = f"FUNCTION {TABLE}_trim()"
+SEQUENCE = f"SEQUENCE {TABLE}_lowerings"
 RANDOM_ID = "FUNCTION generate_random_id(text)"
 BY_TIME_AGAIN = "DROP INDEX idx_session_stats_created_at; CREATE INDEX idx_session_stats_created_at ON alicia_session_stats"
 KEY_AGAIN = (
@@ -36,6 +37,7 @@ CHECK_AGAIN = (
 COMMENTED = {
     "TABLE alicia_conversations",
     f"TABLE {ROLLUP}",
+    SEQUENCE,
     f"COLUMN {TABLE}.id",
     f"COLUMN {ROLLUP}.cutoff",
     f"VIEW {TOP}",
@@ -116,8 +118,9 @@ TAMPERED: dict[str, tuple[str, set[str]]] = {
         {TRIM, f"TABLE {ROLLUP}", f"VIEW {HOURS}"},
     ),
     "grants": (
-        f"GRANT EXECUTE ON {TRIM} TO pg_monitor; GRANT SELECT, INSERT ON {ROLLUP} TO pg_monitor, PUBLIC",
-        {TRIM, f"TABLE {ROLLUP}"},
+        f"GRANT EXECUTE ON {TRIM} TO pg_monitor; GRANT SELECT, INSERT ON {ROLLUP} TO pg_monitor, PUBLIC; "
+        f"GRANT USAGE ON {SEQUENCE} TO pg_monitor",
+        {TRIM, f"TABLE {ROLLUP}", SEQUENCE},
     ),
     "comments changed": ("; ".join(f"COMMENT ON {name} IS 'It''s mine'" for name in COMMENTED), COMMENTED),
     "comments removed": (
