@@ -111,20 +111,15 @@ def test_data_survive_a_stop(started: Path) -> None:
 
 def test_stopping_and_removing_can_be_repeated_and_leave_nothing(home: Path) -> None:
     place = home / "server"
-    conninfo = run(place, "embedded").stdout.strip()
-    for option in ("--stop", "--stop", "--remove", "--remove"):
-        done = run(place, "embedded", option)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), option
-    assert list(home.iterdir()) == []
-    assert not Path(str(conninfo_to_dict(conninfo)["host"])).exists()
-
-
-def test_removing_stops_a_running_server_first(home: Path) -> None:
-    conninfo = run(home / "server", "embedded").stdout.strip()
-    assert run(home / "server", "embedded", "--remove").returncode == 0
-    assert list(home.iterdir()) == []
-    with pytest.raises(psycopg.OperationalError):
-        psycopg.connect(conninfo)
+    for options in (["--remove"], ["--stop", "--stop", "--remove", "--remove"]):
+        conninfo = run(place, "embedded").stdout.strip()
+        for option in options:
+            done = run(place, "embedded", option)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), option
+        assert list(home.iterdir()) == []
+        assert not Path(str(conninfo_to_dict(conninfo)["host"])).exists()
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(conninfo)
 
 
 def test_a_killed_server_is_started_again_or_removed(home: Path) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 import psycopg
 import pytest
-from conftest import EMBEDDED, MIGRATIONS, PASSWORD, ROOT, SERVER, cli, conninfo_of, pg_dump, scalar
+from conftest import APPLICATION, EMBEDDED, MIGRATIONS, PASSWORD, ROOT, SERVER, cli, conninfo_of, pg_dump, scalar
 from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -24,26 +24,13 @@ import runner
 
 Connection = psycopg.Connection[Any]
 Login = Callable[..., Connection]
-APPLICATION = """
-    CREATE FUNCTION generate_random_id(prefix TEXT) RETURNS TEXT LANGUAGE sql RETURN prefix || '_' || MD5(RANDOM()::TEXT);
-    CREATE TABLE alicia_conversations (id TEXT PRIMARY KEY DEFAULT generate_random_id('ac'), title TEXT NOT NULL DEFAULT 'x');
-    INSERT INTO alicia_conversations (id) VALUES ('ac_1');
-    REVOKE ALL ON SCHEMA public FROM PUBLIC;
+# The specification's tables, in a schema that is closed to others.
+ADOPTED = f"{APPLICATION} INSERT INTO alicia_conversations VALUES ('ac_1'); REVOKE ALL ON SCHEMA public FROM PUBLIC;"
+NEW = f"{ADOPTED} DROP TABLE alicia_session_stats;"
+WITHOUT_KEY = f"""
+    {ADOPTED} INSERT INTO alicia_session_stats (conversation_id) VALUES ('ac_1');
+    ALTER TABLE alicia_session_stats DROP CONSTRAINT alicia_session_stats_conversation_id_fkey;
 """
-SESSIONS = """
-    CREATE TABLE alicia_session_stats (
-        id TEXT PRIMARY KEY DEFAULT generate_random_id('ass'),
-        conversation_id TEXT NOT NULL,
-        message_count INTEGER NOT NULL DEFAULT 0,
-        tool_call_count INTEGER NOT NULL DEFAULT 0,
-        memories_used INTEGER NOT NULL DEFAULT 0,
-        session_duration_seconds INTEGER NOT NULL DEFAULT 0,
-        created_at TIMESTAMP NOT NULL DEFAULT NOW(),
-        updated_at TIMESTAMP NOT NULL DEFAULT NOW()
-    );
-    INSERT INTO alicia_session_stats (conversation_id) VALUES ('ac_1');
-"""
-CASCADES = "ALTER TABLE alicia_session_stats ADD FOREIGN KEY (conversation_id) REFERENCES alicia_conversations ON DELETE CASCADE;"
 USAGE = "GRANT USAGE ON SCHEMA public TO"
 OWNS_SESSIONS = "ALTER TABLE alicia_session_stats OWNER TO"
 
@@ -56,7 +43,7 @@ def url_of(connection: Connection) -> str:
 
 
 def test_migrate_and_rollback_need_create_on_the_schema_and_references_on_the_parents_id(bare: Connection, login: Login) -> None:
-    bare.execute(APPLICATION.encode())
+    bare.execute(NEW.encode())
     grants = ("GRANT USAGE, CREATE ON SCHEMA public TO", "GRANT REFERENCES (id) ON alicia_conversations TO")
     migrator = login("alicia_migrator", *grants)
     before = pg_dump(conninfo_of(bare))
@@ -100,17 +87,17 @@ SCHEMA = "GRANT USAGE, CREATE ON SCHEMA public"
 @pytest.mark.parametrize(
     ("tables", "rights", "grants"),
     [
-        ("", [USAGE], [SCHEMA, "GRANT REFERENCES ON alicia_conversations"]),
-        (SESSIONS, [USAGE, OWNS_SESSIONS], [SCHEMA, "GRANT REFERENCES, SELECT ON alicia_conversations"]),
-        (SESSIONS + CASCADES, [USAGE, OWNS_SESSIONS], [SCHEMA]),
-        (SESSIONS + CASCADES, [USAGE], [SCHEMA, "GRANT postgres"]),
+        (NEW, [USAGE], [SCHEMA, "GRANT REFERENCES ON alicia_conversations"]),
+        (WITHOUT_KEY, [USAGE, OWNS_SESSIONS], [SCHEMA, "GRANT REFERENCES, SELECT ON alicia_conversations"]),
+        (ADOPTED, [USAGE, OWNS_SESSIONS], [SCHEMA]),
+        (ADOPTED, [USAGE], [SCHEMA, "GRANT postgres"]),
     ],
     ids=["new table", "adopted table", "adopted table with its key", "adopted table of another role"],
 )
 def test_migrate_asks_for_each_right_that_it_lacks_and_changes_nothing_before(
     bare: Connection, login: Login, tables: str, rights: list[str], grants: list[str]
 ) -> None:
-    bare.execute(f"{APPLICATION}{tables}".encode())
+    bare.execute(tables.encode())
     migrator = login("alicia-Migrator", *rights)
     owner = scalar(bare, "SELECT CURRENT_USER")
     assert grant_until_it_works(bare, migrator, "migrate") == [grant.replace("postgres", owner) for grant in grants]
@@ -119,7 +106,7 @@ def test_migrate_asks_for_each_right_that_it_lacks_and_changes_nothing_before(
 
 @pytest.mark.parametrize("search_path", ["public", "nowhere"])
 def test_a_schema_that_a_role_may_not_use_or_that_is_not_there_is_said(bare: Connection, login: Login, search_path: str) -> None:
-    bare.execute(APPLICATION.encode())
+    bare.execute(NEW.encode())
     migrator = make_conninfo(url_of(login("alicia_migrator")), options=f"-csearch_path={search_path}")
     for command in ("migrate", "status"):
         refused = cli(command, "--database", migrator)
@@ -282,38 +269,29 @@ def assert_silent(*ran: subprocess.CompletedProcess[str]) -> None:
         assert PASSWORD not in quote(done.stdout + done.stderr)
 
 
+FORMS = ("URL", "DATABASE_URL", "conninfo", "PGPASSFILE", "PGSERVICE", "PGPASSWORD")
+
+
 def forms(where: dict[str, Any], folder: Path, password: str) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """Every form that libpq takes a password in: the arguments and the environment."""
-    bare = make_conninfo(**where)
+    """The forms that libpq takes a password in: the arguments and the environment."""
     given = {name: str(value) for name, value in where.items()}
-    rest = {name: given[name] for name in ("host", "port")}
-    passfile = folder / "pgpass"
+    passfile, service = folder / "pgpass", folder / "pg_service.conf"
     passfile.write_text(f"*:*:*:*:{password}\n")
     passfile.chmod(stat.S_IRUSR | stat.S_IWUSR)
-    service = folder / "pg_service.conf"
-    lines = [f"{name}={value}" for name, value in {**given, "password": password}.items()]
-    service.write_text("\n".join(["[canary]", *lines, ""]))
-    url = f"postgresql://{given['user']}:{quote(password)}@/{given['dbname']}?{urlencode(rest)}"
+    service.write_text(
+        "\n".join(["[canary]", *(f"{name}={value}" for name, value in {**given, "password": password}.items()), ""])
+    )
+    rest = urlencode({name: given[name] for name in ("host", "port")})
+    url = f"postgresql://{given['user']}:{quote(password)}@/{given['dbname']}?{rest}"
+    variables = {"PGHOST": given["host"], "PGPORT": given["port"], "PGUSER": given["user"], "PGDATABASE": given["dbname"]}
     return {
         "URL": (["--database", url], {}),
         "DATABASE_URL": ([], {"DATABASE_URL": url.replace("postgresql", "postgres")}),
-        "URL parameter": (["--database", "postgresql://?" + urlencode({**given, "password": password})], {}),
-        "conninfo": (["--database", make_conninfo(bare, password=password)], {}),
-        "PGPASSWORD": (["--database", bare], {"PGPASSWORD": password}),
-        "PGPASSFILE": (["--database", bare], {"PGPASSFILE": str(passfile)}),
-        "passfile": (["--database", make_conninfo(bare, passfile=str(passfile))], {}),
+        "conninfo": (["--database", make_conninfo(**{**where, "password": password})], {}),
+        "PGPASSFILE": (["--database", make_conninfo(**where)], {"PGPASSFILE": str(passfile)}),
         "PGSERVICE": ([], {"PGSERVICE": "canary", "PGSERVICEFILE": str(service)}),
-        "service": (["--database", "service=canary"], {"PGSERVICEFILE": str(service)}),
-        "PGHOST": (
-            [],
-            {f"PG{name.upper()}": value for name, value in given.items() if name != "dbname"}
-            | {"PGDATABASE": given["dbname"], "PGPASSWORD": password},
-        ),
+        "PGPASSWORD": ([], {**variables, "PGPASSWORD": password}),
     }
-
-
-FORMS = ["URL", "DATABASE_URL", "URL parameter", "conninfo", "PGPASSWORD", "PGPASSFILE", "passfile", "PGSERVICE", "service"]
-FORMS += ["PGHOST"]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -466,18 +466,6 @@ def test_every_public_name_is_documented() -> None:
     assert [name for name in stats.__all__ if not getattr(stats, name).__doc__] == []
 
 
-def test_python_migrates_and_rolls_back(bare: Database) -> None:
-    conninfo = conninfo_of(bare)
-    assert stats.plan(conninfo) == sql_of(MIGRATIONS)
-    assert stats.migrate(conninfo) == MIGRATIONS
-    assert stats.plan(conninfo) == ""
-    assert [type(row["applied_at"]) for row in stats.status(conninfo)] == [datetime] * len(MIGRATIONS)
-    assert stats.rollback(conninfo) == MIGRATIONS[-1:]
-    assert stats.status(conninfo)[-1] == {"migration": MIGRATIONS[-1], "state": "pending", "applied_at": None}
-    assert stats.rollback(conninfo, steps=None) == MIGRATIONS[-2::-1]
-    assert stats.rollback(conninfo) == []
-
-
 @pytest.mark.parametrize("days", [7, "7", None])
 def test_python_queries_take_numbers_and_texts(db: Database, insert: Callable[..., str], days: object) -> None:
     insert(message_count=3)
