@@ -49,7 +49,7 @@ def only_migrator(conninfo: str | None, doing: str, *, wait: float, lock_wait: f
 
     Args:
         conninfo: the database, or None for the configured one.
-        doing: what is said to be done to the database: "migrating".
+        doing: the verb of the first log line: "migrating".
         wait: seconds to wait for a server that is still starting.
         lock_wait: seconds to wait for another migrator.
 
@@ -89,9 +89,9 @@ def _wait_for_lock(guard: Connection, lock_wait: float) -> None:
 def _try_lock(guard: Connection) -> bool:
     """Take the lock in a transaction that stays open, unless another migrator holds it.
 
-    Each attempt is a transaction of its own: one that waited would be waited for by the holder's CREATE INDEX
-    CONCURRENTLY. READ COMMITTED, because an idle transaction at a higher isolation level keeps its snapshot, for which
-    CREATE INDEX CONCURRENTLY waits too.
+    Each attempt is a transaction of its own: CREATE INDEX CONCURRENTLY, in the migrator that holds the lock, would wait
+    for a transaction that waits for the lock, a deadlock. READ COMMITTED, because an idle transaction at a higher
+    isolation level keeps its snapshot, for which CREATE INDEX CONCURRENTLY waits too.
     """
     guard.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
     [(is_locked,)] = guard.execute(TRY_LOCK).fetchall()

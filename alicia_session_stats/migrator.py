@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def migrate(conninfo: str | None = None, *, wait: float = 0, lock_wait: float = 60) -> list[str]:
-    """Apply every pending migration, each in one transaction with the record that it is applied.
+    """Apply every pending migration. Each is one transaction with its record, but for the index that is built concurrently.
 
     Args:
         conninfo: the database, or None for the configured one.
@@ -130,7 +130,7 @@ def _retry(step: Callable[[], None], connection: Connection, name: str) -> None:
     """Run a step, and again after a pause as long as it does not get its locks.
 
     A statement waits half a second at most for a lock (the files set lock_timeout), so writers behind it hardly
-    notice. The pauses are random, so that two migrators do not collide again and again.
+    notice. The pauses are random, so that retries do not keep step with another job.
     """
     deadline = time.monotonic() + PATIENCE
     while True:

@@ -77,7 +77,7 @@ END
 $function$;
 
 COMMENT ON FUNCTION alicia_session_stats_own(TEXT, BOOLEAN) IS
-'Private: records an object that a migration has created. is_closed: nobody but its owner may use it.';
+'Private: records an object that a migration has created. is_closed: only its owner may use it.';
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_restore(owned TEXT) RETURNS VOID
 LANGUAGE plpgsql

@@ -2,7 +2,7 @@
 --
 -- Why: what the application had before stays.
 -- Locks: ACCESS EXCLUSIVE on the tables for an instant.
--- Rollback: every session and conversation is lost. Refused while there is one, unless the setting
+-- Rollback: the rows of the tables that this package created are lost. Refused while there is one, unless the setting
 --           alicia_session_stats.allow_data_loss is on. Refused while another object uses what is to be dropped.
 SET LOCAL lock_timeout = '500ms';
 

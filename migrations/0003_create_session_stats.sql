@@ -2,14 +2,14 @@
 --
 -- Why: session analytics read this narrow table instead of every message. Rows are deleted for good (there is no
 --      deleted_at) and with their conversation. What the application has is adopted as it is; where it has no
---      alicia_conversations or generate_random_id, the smallest that will do is created.
+--      alicia_conversations, a table with an id only is created, and so is generate_random_id.
 -- Locks: SHARE ROW EXCLUSIVE on alicia_conversations for an instant, for the foreign key.
 -- Rollback: drops what this file created. Refused while the tables hold rows.
 SET LOCAL lock_timeout = '500ms';
 
 DO $migration$
 BEGIN
-    -- An application that has both tables has its own ids.
+    -- If both tables exist, no column default needs the function.
     IF (TO_REGCLASS('alicia_conversations') IS NULL OR TO_REGCLASS('alicia_session_stats') IS NULL)
         AND NOT EXISTS (SELECT FROM pg_proc WHERE proname = 'generate_random_id' AND PG_FUNCTION_IS_VISIBLE(oid))
     THEN

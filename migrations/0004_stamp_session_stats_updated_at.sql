@@ -1,8 +1,8 @@
 -- Stamp updated_at whenever a session's row really changes.
 --
 -- Why: readers of updated_at must see every change. The stamp strictly advances, also twice in one transaction
---      (NOW() stands still there). It is UTC whatever the session's TimeZone, and replaces what the statement wrote.
---      A trigger of the application's that keeps updated_at is left as it is.
+--      (NOW() is the start of the transaction). It is UTC whatever the session's TimeZone, and replaces what the statement wrote.
+--      A trigger of the application's that sets updated_at is left as it is.
 -- Locks: SHARE ROW EXCLUSIVE on alicia_session_stats for an instant: writers wait, readers do not.
 -- Rollback: drops the trigger and its function. updated_at keeps its last values.
 SET LOCAL lock_timeout = '500ms';

@@ -1,8 +1,8 @@
 -- Create the tables of the rollup: sums for each quarter of an hour, and the sessions with the most messages.
 --
 -- Why: averages, trends and the most active sessions are asked often, and their cost must not grow with
---      alicia_session_stats. A bucket is a quarter of an hour, since the days of every present time zone begin on a
---      quarter-hour boundary of UTC.
+--      alicia_session_stats. A bucket is a quarter of an hour, since every UTC offset in use today is
+--      a multiple of 15 minutes.
 --      docs/design.md explains the rollup and lists its invariants.
 -- Locks: ACCESS SHARE on alicia_session_stats, which is read once to find the first cutoff.
 -- Rollback: drops the tables. No session is lost; the next migrate computes the rollup again.
@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS alicia_session_stats_rollup (
     versions INTEGER NOT NULL DEFAULT 1,
     padding TEXT NOT NULL DEFAULT REPEAT(' ', 40)
 );
--- The newest row of a slot comes first, so that finding it does not pass the dead versions of older ones.
+-- The newest row of a slot comes first, so that finding it does not read the dead versions of older ones.
 -- squawk-ignore require-concurrent-index-creation
 CREATE INDEX IF NOT EXISTS idx_session_stats_rollup
 ON alicia_session_stats_rollup (bucket_start, writer_slot, opened_at DESC);
@@ -38,7 +38,7 @@ COMMENT ON COLUMN alicia_session_stats_rollup.opened_at IS
 COMMENT ON COLUMN alicia_session_stats_rollup.cutoff IS
 'message_count of the cutoff, or less: a session with fewer messages is no top candidate. NULL: not known';
 COMMENT ON COLUMN alicia_session_stats_rollup.sessions IS
-'Number of sessions (one row''s may be negative)';
+'Number of sessions; negative where a slot has subtracted more than it added';
 COMMENT ON COLUMN alicia_session_stats_rollup.messages IS
 'Sum of message_count';
 COMMENT ON COLUMN alicia_session_stats_rollup.tool_calls IS
@@ -60,7 +60,7 @@ CREATE TABLE IF NOT EXISTS alicia_session_stats_top_candidates (
     id TEXT NOT NULL,
     conversation_id TEXT NOT NULL
 );
--- Not unique: two writers that insert the same session would wait for each other.
+-- Not unique: a writer and a repair that insert the same session would wait for each other.
 -- squawk-ignore require-concurrent-index-creation
 CREATE INDEX IF NOT EXISTS idx_session_stats_top_candidates
 ON alicia_session_stats_top_candidates (message_count, created_at, id, conversation_id);
@@ -140,7 +140,7 @@ BEGIN
     END LOOP;
 
     FOREACH created IN ARRAY ARRAY['rollup', 'top_candidates', 'top_cutoff'] LOOP
-        -- The tables have no key, and a publication of all tables refuses to update a table without one.
+        -- UPDATE and DELETE fail on a published table that has neither a key nor this replica identity.
         EXECUTE FORMAT('ALTER TABLE alicia_session_stats_%s REPLICA IDENTITY FULL', created);
         PERFORM alicia_session_stats_own('TABLE alicia_session_stats_' || created, is_closed => TRUE);
         PERFORM alicia_session_stats_own('INDEX idx_session_stats_' || created);

@@ -3,10 +3,10 @@
 -- Why: averages and trends must cost the same at a thousand sessions and at a billion, and be exact in the writer's own
 --      transaction, without a scheduled job.
 -- How: a bucket (15 minutes) has a row for each writer that needed one at the same time. A writer takes the first slot
---      whose advisory lock is free (PG_TRY_ADVISORY_XACT_LOCK, so it never waits) and adds to the slot's row. After 200
---      updates a new row replaces the slot's row; in slot 0 it also replaces the rows of the other slots. Readers sum all
---      rows of a bucket.
---      A session with as many messages as the cutoff is also inserted into the top candidates. Readers ignore stale
+--      whose advisory lock is free (PG_TRY_ADVISORY_XACT_LOCK, so it never waits) and adds to the slot's row. At its
+--      200th version a new row replaces the slot's row, and in slot 0 also the rows of other slots whose lock is free.
+--      Readers sum all rows of a bucket.
+--      A session at or above the cutoff is also inserted into the top candidates. Readers ignore stale
 --      candidates. One such write in fifty raises the cutoff and deletes what is below it.
 --      docs/design.md draws this and lists the invariants.
 -- Locks: SHARE ROW EXCLUSIVE on alicia_session_stats for an instant: writers wait, readers do not.
@@ -25,24 +25,25 @@ COMMENT ON FUNCTION alicia_session_stats_bucket(TIMESTAMP) IS
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_add(
     bucket TIMESTAMP, more_sessions BIGINT, more_messages BIGINT, more_tool_calls BIGINT, more_memories BIGINT,
-    more_seconds BIGINT, in_snapshot BOOLEAN
+    more_seconds BIGINT, keeps_snapshot BOOLEAN
 ) RETURNS INTEGER
 LANGUAGE plpgsql
 AS $function$
 DECLARE
     lock_class CONSTANT INTEGER := 1634494819;
-    -- Few lock buckets, so that a transaction that writes to every bucket of a year does not exhaust the lock table.
+    -- 256 lock keys for each slot, so that a transaction that writes to every bucket of a year takes few locks.
     lock_bucket CONSTANT INTEGER := TIMESTAMP_HASH(bucket) & 255;
     no_slot CONSTANT INTEGER := 2147483647;
     max_versions CONSTANT INTEGER := 200;
     slot INTEGER := 0;
     cutoff INTEGER;
 BEGIN
-    -- Under REPEATABLE READ, changing a row that changed concurrently would fail: insert a row to be merged.
-    IF in_snapshot THEN
+    -- Under REPEATABLE READ or SERIALIZABLE the transaction keeps its snapshot, and changing a row that has changed since
+    -- would fail: insert a row without a slot.
+    IF keeps_snapshot THEN
         BEGIN
             PERFORM alicia_session_stats_add(
-                bucket, more_sessions, more_messages, more_tool_calls, more_memories, more_seconds, in_snapshot => FALSE
+                bucket, more_sessions, more_messages, more_tool_calls, more_memories, more_seconds, keeps_snapshot => FALSE
             );
         EXCEPTION WHEN serialization_failure THEN
             INSERT INTO alicia_session_stats_rollup
@@ -59,7 +60,7 @@ BEGIN
         ), -1);
     END IF;
 
-    -- The lock lasts until commit, so this transaction owns the slot's row until then.
+    -- The lock lasts until commit, so only this transaction changes the slot's row until then.
     WHILE NOT PG_TRY_ADVISORY_XACT_LOCK(lock_class, 256 * slot + lock_bucket) LOOP
         slot := slot + 1;
     END LOOP;
@@ -84,7 +85,7 @@ BEGIN
         RETURN cutoff;
     END IF;
 
-    -- No row yet, or it has reached its limit: every update passes the row's dead versions, which an open snapshot may
+    -- No row yet, or it has reached its limit: every update must read the row's dead versions, which an open snapshot may
     -- keep for long. A new row takes over the sums; in slot 0 also those of other slots that no writer holds.
     WITH replaced AS (
         DELETE FROM alicia_session_stats_rollup AS r
@@ -141,7 +142,7 @@ BEGIN
         FOR UPDATE SKIP LOCKED
     ));
 EXCEPTION WHEN serialization_failure THEN
-    -- Under REPEATABLE READ a concurrent cleanup won. Stale candidates are filtered on read.
+    -- Under REPEATABLE READ: another transaction deleted the row after the snapshot was taken. Nothing is left to do.
 END
 $function$;
 
@@ -178,7 +179,8 @@ BEGIN
         OFFSET 999 LIMIT 1
     ) AS n
     WHERE (n.message_count, n.created_at, n.id) > (t.message_count, t.created_at, t.id);
-    -- A lowering that was rolled back left the sequence ahead. None is in progress: it would keep this writer out.
+    -- NEXTVAL is not rolled back, so an aborted lowering leaves the sequence ahead of the row. None can be in progress:
+    -- it holds a table lock that conflicts with this writer's.
     UPDATE alicia_session_stats_top_cutoff AS t
     SET lowerings = (SELECT l.last_value FROM alicia_session_stats_lowerings AS l)
     WHERE t.lowerings <> (SELECT l.last_value FROM alicia_session_stats_lowerings AS l);
@@ -197,7 +199,7 @@ BEGIN
         FOR UPDATE OF c SKIP LOCKED
     ));
 EXCEPTION WHEN serialization_failure THEN
-    -- Under REPEATABLE READ a concurrent cleanup won. Stale candidates are filtered on read.
+    -- Under REPEATABLE READ: another transaction deleted the row after the snapshot was taken. Nothing is left to do.
 END
 $function$;
 
@@ -205,9 +207,9 @@ COMMENT ON FUNCTION alicia_session_stats_trim() IS
 'Private: raises the cutoff to the thousandth top candidate, and deletes the candidates that are below it or stale';
 
 -- The trigger functions are SECURITY DEFINER: a writer needs no right but on alicia_session_stats. Their literals are typed
--- and their operators have exact types, so that no overload in another schema is preferred to that of pg_catalog. Without
--- sequential scans, since a plan that was made while the rollup was small stays in use when it is large; and without JIT,
--- which the cost of the one that remains, of the cutoff's only row, would trigger.
+-- and their operators have exact types, so that no overload in another schema is preferred to that of pg_catalog. enable_seqscan
+-- is off because a plan made while the rollup is small stays in use when it is large. jit is off because enable_seqscan
+-- adds a large cost to the one sequential scan that is left, of the cutoff's only row, and that cost would start JIT.
 
 -- For each row, because an application updates one session at a time, and that must be fast.
 CREATE OR REPLACE FUNCTION alicia_session_stats_on_update() RETURNS TRIGGER
@@ -217,7 +219,7 @@ SET enable_seqscan = off
 SET jit = off
 AS $function$
 DECLARE
-    in_snapshot CONSTANT BOOLEAN := CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%';
+    keeps_snapshot CONSTANT BOOLEAN := CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%';
     trim_every CONSTANT INTEGER := 50;
     cutoff INTEGER;
     is_candidate BOOLEAN;
@@ -226,17 +228,17 @@ BEGIN
         cutoff := alicia_session_stats_add(
             alicia_session_stats_bucket(NEW.created_at), 0::BIGINT, NEW.message_count::BIGINT - OLD.message_count,
             NEW.tool_call_count::BIGINT - OLD.tool_call_count, NEW.memories_used::BIGINT - OLD.memories_used,
-            NEW.session_duration_seconds::BIGINT - OLD.session_duration_seconds, in_snapshot
+            NEW.session_duration_seconds::BIGINT - OLD.session_duration_seconds, keeps_snapshot
         );
     ELSE
         cutoff := LEAST(
             alicia_session_stats_add(
                 alicia_session_stats_bucket(OLD.created_at), -1::BIGINT, -OLD.message_count::BIGINT,
-                -OLD.tool_call_count::BIGINT, -OLD.memories_used::BIGINT, -OLD.session_duration_seconds::BIGINT, in_snapshot
+                -OLD.tool_call_count::BIGINT, -OLD.memories_used::BIGINT, -OLD.session_duration_seconds::BIGINT, keeps_snapshot
             ),
             alicia_session_stats_add(
                 alicia_session_stats_bucket(NEW.created_at), 1::BIGINT, NEW.message_count::BIGINT,
-                NEW.tool_call_count::BIGINT, NEW.memories_used::BIGINT, NEW.session_duration_seconds::BIGINT, in_snapshot
+                NEW.tool_call_count::BIGINT, NEW.memories_used::BIGINT, NEW.session_duration_seconds::BIGINT, keeps_snapshot
             )
         );
     END IF;
@@ -256,7 +258,7 @@ BEGIN
     );
     is_candidate := FOUND;
     PERFORM alicia_session_stats_forget(OLD.message_count, OLD.created_at, OLD.id, OLD.conversation_id);
-    -- By the clock: RANDOM() would take numbers from the stream that the application started with SETSEED().
+    -- Chosen by the clock, because RANDOM() would change the sequence that the application gets after SETSEED().
     IF is_candidate AND EXTRACT(MICROSECONDS FROM CLOCK_TIMESTAMP())::INTEGER % trim_every = 0 THEN
         PERFORM alicia_session_stats_trim();
     END IF;
@@ -275,7 +277,7 @@ SET enable_seqscan = off
 SET jit = off
 AS $function$
 DECLARE
-    in_snapshot CONSTANT BOOLEAN := CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%';
+    keeps_snapshot CONSTANT BOOLEAN := CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%';
     sign CONSTANT BIGINT := CASE TG_OP WHEN 'INSERT' THEN 1 ELSE -1 END;
     lock_class CONSTANT INTEGER := 1634494819;
     trim_lock CONSTANT INTEGER := -1;
@@ -286,12 +288,12 @@ DECLARE
     has_candidates BOOLEAN;
     inserted BIGINT;
 BEGIN
-    -- A single session is the usual case, and starting an aggregate would cost as much as adding it.
+    -- A single session is the usual case, and for one row the GROUP BY would cost as much as the write to the rollup.
     SELECT c.* INTO session FROM changed_rows AS c WHERE NOT EXISTS (SELECT FROM changed_rows OFFSET 1);
     IF FOUND THEN
         cutoff := alicia_session_stats_add(
             alicia_session_stats_bucket(session.created_at), sign, sign * session.message_count, sign * session.tool_call_count,
-            sign * session.memories_used, sign * session.session_duration_seconds, in_snapshot
+            sign * session.memories_used, sign * session.session_duration_seconds, keeps_snapshot
         );
         has_candidates := session.message_count >= cutoff;
     ELSE
@@ -302,7 +304,7 @@ BEGIN
                 alicia_session_stats_add(
                     alicia_session_stats_bucket(c.created_at), sign * COUNT(*), (sign * SUM(c.message_count))::BIGINT,
                     (sign * SUM(c.tool_call_count))::BIGINT, (sign * SUM(c.memories_used))::BIGINT,
-                    (sign * SUM(c.session_duration_seconds))::BIGINT, in_snapshot
+                    (sign * SUM(c.session_duration_seconds))::BIGINT, keeps_snapshot
                 ) AS cutoff
             FROM changed_rows AS c
             GROUP BY alicia_session_stats_bucket(c.created_at)
@@ -326,7 +328,7 @@ BEGIN
     FROM changed_rows AS c
     ORDER BY c.message_count DESC, c.created_at DESC, c.id DESC
     OFFSET 999 LIMIT 1;
-    IF FOUND AND NOT in_snapshot AND PG_TRY_ADVISORY_XACT_LOCK(lock_class, trim_lock) THEN
+    IF FOUND AND NOT keeps_snapshot AND PG_TRY_ADVISORY_XACT_LOCK(lock_class, trim_lock) THEN
         UPDATE alicia_session_stats_top_cutoff AS t
         SET message_count = thousandth.message_count, created_at = thousandth.created_at, id = thousandth.id
         WHERE (thousandth.message_count, thousandth.created_at, thousandth.id) > (t.message_count, t.created_at, t.id);
@@ -347,7 +349,7 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_on_insert_or_delete() IS
 'Private: trigger function that adds new sessions to the rollup, or subtracts deleted ones';
 
--- DELETE waits for no reader of the rollup, so that none can deadlock with the TRUNCATE. Writers are kept out by its lock.
+-- DELETE, which waits for no reader of the rollup. Writers wait for the ACCESS EXCLUSIVE lock of the TRUNCATE.
 CREATE OR REPLACE FUNCTION alicia_session_stats_on_truncate() RETURNS TRIGGER
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

@@ -3,7 +3,7 @@
 -- Why: apart from the triggers, so that reading a large table blocks neither readers nor writers. One statement, with one
 --      snapshot, finds what is missing; the triggers add every session that is written after that snapshot. The views are
 --      created in the same transaction, so that no query can read half of the sums.
--- Locks: ACCESS SHARE on alicia_session_stats, which is read once. Readers and writers go on.
+-- Locks: ACCESS SHARE on alicia_session_stats, which is read twice. Readers and writers go on.
 -- Rollback: drops the views and functions. No session is lost.
 SET LOCAL lock_timeout = '500ms';
 
@@ -58,8 +58,8 @@ COMMENT ON COLUMN alicia_session_stats_quarter_hours.memories IS
 COMMENT ON COLUMN alicia_session_stats_quarter_hours.seconds IS
 'Summed duration of these sessions (seconds)';
 
--- The look-up of the session drops stale candidates, and NOT EXISTS drops all copies but one. Written so that a LIMIT reads
--- few candidates: DISTINCT, or a join that the planner expects to return one row, would read and sort all of them.
+-- The join to the session excludes stale candidates, and NOT EXISTS all copies but one. Written so that a LIMIT reads few
+-- candidates: DISTINCT, or a join that the planner expects to return one row, would read and sort all of them.
 CREATE OR REPLACE VIEW alicia_session_stats_top_sessions AS
 SELECT
     c.message_count,
@@ -138,7 +138,7 @@ WHERE ROW_SECURITY_ACTIVE('alicia_session_stats'::TEXT)
 $function$;
 
 COMMENT ON FUNCTION alicia_session_stats_between(TIMESTAMP, TIMESTAMP) IS
-'Exact sums of the sessions with since <= created_at < until (UTC), in rows to be summed; until infinity is no end';
+'Exact sums of the sessions with since <= created_at < until (UTC), in rows to be summed; until => infinity means no upper bound';
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_raise(state TEXT, message TEXT) RETURNS TEXT
 LANGUAGE plpgsql
@@ -151,7 +151,6 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_raise(TEXT, TEXT) IS
 'Private: raises an error with this SQLSTATE and message, for the named queries';
 
--- Not a view, since a view would forbid the application to change the type of a column that it reads.
 CREATE OR REPLACE FUNCTION alicia_session_stats_differences()
 RETURNS TABLE (bucket_start TIMESTAMP, sessions BIGINT, messages BIGINT, tool_calls BIGINT, memories BIGINT, seconds BIGINT)
 -- SECURITY DEFINER, so that a role that reads the views can verify them. It tells differences only.
@@ -227,7 +226,8 @@ BEGIN
     -- Two repairs would both insert what is missing: the second must see the rows of the first.
     PERFORM PG_ADVISORY_XACT_LOCK(lock_class, repair_lock);
     IF CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%' THEN
-        RAISE EXCEPTION 'alicia_session_stats_repair() must run under READ COMMITTED' USING ERRCODE = 'invalid_transaction_state';
+        RAISE EXCEPTION 'alicia_session_stats_repair() must run under READ COMMITTED'
+            USING ERRCODE = 'invalid_transaction_state', HINT = 'SET default_transaction_isolation = ''read committed'';';
     END IF;
 
     -- Rows to be merged, so that no row is touched that a writer changes, and neither waits for the other.
@@ -299,7 +299,7 @@ END
 $function$;
 
 COMMENT ON FUNCTION alicia_session_stats_repair() IS
-'Repairs the rollup after writes that bypassed the triggers. Returns how many buckets and top sessions it corrected.';
+'Repairs the rollup after writes that bypassed the triggers, or many deletions. Returns the number of corrections.';
 
 DO $migration$
 BEGIN

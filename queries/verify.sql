@@ -1,14 +1,13 @@
--- Every difference between this database and what the migrations created, with the statement that fixes it.
+-- Every difference between this database and what the package needs, with the statement that fixes it.
 --
 -- Purpose: operations
 -- Returns: one row per difference; no row when there is none.
 --     object       kind and name
 --     found        what the catalog has
 --     expected     what the migrations recorded, or what the specification says of a table of the application's
---     fix          the statement to run, as the owner
---     An object of the package must be exactly as recorded. What the application had before is judged by what it does,
---     not by its name: any index that serves, any constraint that says the same, any enabled trigger that keeps
---     updated_at.
+--     fix          the statement to run, as the owner of the object; for a TimeZone, as the owner of the database
+--     An object of the package must be exactly as recorded. In place of it, the application may have an equivalent: an
+--     index with the same leading column, the same constraint, an enabled trigger that sets updated_at.
 -- Reads: no index
 --
 -- psql -f queries/verify.sql
@@ -148,7 +147,7 @@ differences AS (
     SELECT
         'TABLE alicia_session_stats',
         'not readable by ' || owner,
-        'readable by the owner of the package, as whom its triggers run',
+        'readable by the owner of the package, with whose privileges the triggers run',
         FORMAT('GRANT SELECT ON alicia_session_stats TO %I;', owner)
     FROM package
     WHERE NOT HAS_TABLE_PRIVILEGE(owner, TO_REGCLASS('alicia_session_stats'), 'SELECT')

