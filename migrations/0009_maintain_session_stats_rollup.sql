@@ -30,9 +30,10 @@ CREATE OR REPLACE FUNCTION alicia_session_stats_add(
 LANGUAGE plpgsql
 AS $function$
 DECLARE
-    lock_class CONSTANT INTEGER := 1634494819;
+    lock_class CONSTANT INTEGER := 1634494819; -- The bytes "alic".
     -- 256 lock keys for each slot, so that a transaction that writes to every bucket of a year takes few locks.
-    lock_bucket CONSTANT INTEGER := TIMESTAMP_HASH(bucket) & 255;
+    lock_buckets CONSTANT INTEGER := 256;
+    lock_bucket CONSTANT INTEGER := TIMESTAMP_HASH(bucket) & (lock_buckets - 1);
     no_slot CONSTANT INTEGER := 2147483647;
     max_versions CONSTANT INTEGER := 200;
     slot INTEGER := 0;
@@ -61,7 +62,7 @@ BEGIN
     END IF;
 
     -- The lock lasts until commit, so only this transaction changes the slot's row until then.
-    WHILE NOT PG_TRY_ADVISORY_XACT_LOCK(lock_class, 256 * slot + lock_bucket) LOOP
+    WHILE NOT PG_TRY_ADVISORY_XACT_LOCK(lock_class, lock_buckets * slot + lock_bucket) LOOP
         slot := slot + 1;
     END LOOP;
 
@@ -103,7 +104,7 @@ BEGIN
             WHERE slot = 0 AND o.bucket_start = bucket AND o.writer_slot > 0
                 AND CASE
                     WHEN o.writer_slot = no_slot THEN TRUE
-                    ELSE PG_TRY_ADVISORY_XACT_LOCK(lock_class, 256 * o.writer_slot + lock_bucket)
+                    ELSE PG_TRY_ADVISORY_XACT_LOCK(lock_class, lock_buckets * o.writer_slot + lock_bucket)
                 END
         ))
         RETURNING r.*
@@ -155,11 +156,12 @@ AS $function$
 DECLARE
     lock_class CONSTANT INTEGER := 1634494819;
     trim_lock CONSTANT INTEGER := -1;
+    list_size CONSTANT BIGINT := 1000;
     -- Under FORCE ROW LEVEL SECURITY a policy may hide sessions from the owner: then no candidate is known to be stale.
     sees_all CONSTANT BOOLEAN := NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::TEXT);
 BEGIN
     IF NOT PG_TRY_ADVISORY_XACT_LOCK(lock_class, trim_lock)
-        OR (SELECT COUNT(*) FROM alicia_session_stats_top_candidates) < 2000
+        OR (SELECT COUNT(*) FROM alicia_session_stats_top_candidates) < 2 * list_size
     THEN
         RETURN;
     END IF;
@@ -176,7 +178,7 @@ BEGIN
                 AND s.created_at = c.created_at AND s.conversation_id = c.conversation_id
         )
         ORDER BY c.message_count DESC, c.created_at DESC, c.id DESC
-        OFFSET 999 LIMIT 1
+        OFFSET list_size - 1 LIMIT 1
     ) AS n
     WHERE (n.message_count, n.created_at, n.id) > (t.message_count, t.created_at, t.id);
     -- NEXTVAL is not rolled back, so an aborted lowering leaves the sequence ahead of the row. None can be in progress:
@@ -282,6 +284,7 @@ DECLARE
     lock_class CONSTANT INTEGER := 1634494819;
     trim_lock CONSTANT INTEGER := -1;
     trim_every CONSTANT INTEGER := 50;
+    list_size CONSTANT BIGINT := 1000;
     session RECORD;
     thousandth RECORD;
     cutoff INTEGER;
@@ -327,7 +330,7 @@ BEGIN
     SELECT c.message_count, c.created_at, c.id INTO thousandth
     FROM changed_rows AS c
     ORDER BY c.message_count DESC, c.created_at DESC, c.id DESC
-    OFFSET 999 LIMIT 1;
+    OFFSET list_size - 1 LIMIT 1;
     IF FOUND AND NOT keeps_snapshot AND PG_TRY_ADVISORY_XACT_LOCK(lock_class, trim_lock) THEN
         UPDATE alicia_session_stats_top_cutoff AS t
         SET message_count = thousandth.message_count, created_at = thousandth.created_at, id = thousandth.id

@@ -220,6 +220,7 @@ DECLARE
     lock_class CONSTANT INTEGER := 1634494819;
     repair_lock CONSTANT INTEGER := -2;
     no_slot CONSTANT INTEGER := 2147483647;
+    list_size CONSTANT BIGINT := 1000;
     step BIGINT;
     is_lowered BOOLEAN := FALSE;
 BEGIN
@@ -268,7 +269,7 @@ BEGIN
         corrections := corrections + step;
         EXIT WHEN is_lowered
             OR (SELECT t.message_count FROM alicia_session_stats_top_cutoff AS t) < 0
-            OR (SELECT COUNT(*) FROM alicia_session_stats_top_sessions) >= 500;
+            OR (SELECT COUNT(*) FROM alicia_session_stats_top_sessions) >= list_size / 2;
 
         -- So many top sessions were deleted that most_active_sessions may have to read the table: lower the cutoff.
         -- Writers that have read the old cutoff must commit first. Only here do writers wait.
@@ -280,7 +281,7 @@ BEGIN
                     SELECT s.message_count, s.created_at, s.id
                     FROM alicia_session_stats AS s
                     ORDER BY s.message_count DESC, s.created_at DESC, s.id DESC
-                    OFFSET 999 LIMIT 1
+                    OFFSET list_size - 1 LIMIT 1
                 )
                 UNION ALL
                 SELECT -1, TIMESTAMP '-infinity', ''

@@ -153,6 +153,16 @@ differences AS (
     WHERE NOT HAS_TABLE_PRIVILEGE(owner, TO_REGCLASS('alicia_session_stats'), 'SELECT')
     UNION ALL
     SELECT
+        FORMAT('SCHEMA %I', n.nspname),
+        'CREATE granted to PUBLIC',
+        'CREATE for trusted roles only, since the triggers run with the privileges of their owner',
+        FORMAT('REVOKE CREATE ON SCHEMA %I FROM PUBLIC;', n.nspname)
+    FROM pg_class AS c
+    INNER JOIN pg_namespace AS n ON c.relnamespace = n.oid
+    CROSS JOIN LATERAL ACLEXPLODE(n.nspacl) AS g
+    WHERE c.oid = TO_REGCLASS('alicia_session_stats_owned_objects') AND g.grantee = 0 AND g.privilege_type = 'CREATE'
+    UNION ALL
+    SELECT
         'TimeZone of ' || holder,
         zone,
         'UTC',

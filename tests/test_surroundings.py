@@ -250,6 +250,11 @@ def test_overload_in_public_is_not_called(db: Connection) -> None:
             returns = "numeric" if symbol in "+-*%" else "boolean"
             db.execute(f"CREATE FUNCTION {function}({left}, {right}) RETURNS {returns} {body}".encode())
             db.execute(f"CREATE OPERATOR {symbol} (FUNCTION = {function}, LEFTARG = {left}, RIGHTARG = {right})".encode())
+        db.execute("RESET ROLE")
+        [row] = stats.query(db, "verify")
+        assert (row["object"], row["found"]) == ("SCHEMA public", "CREATE granted to PUBLIC")
+        db.execute(row["fix"].encode())
+        assert stats.query(db, "verify") == []
         with pytest.raises(psycopg.errors.RaiseException, match="an overload was called"):
             db.execute("SELECT DATE_BIN('15 minutes', NOW()::TIMESTAMP, '2000-01-01')")  # The traps work.
         db.execute("RESET ROLE")
