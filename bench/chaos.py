@@ -64,7 +64,7 @@ KINDS = {  # The first that a statement matches.
 
 @dataclass
 class Proxy:
-    """Passes messages between one command and the server, and strikes after the statement it is told.
+    """Passes messages between one command and the server, and kills after a given statement.
 
     Wire protocol: https://www.postgresql.org/docs/current/protocol-message-formats.html
     """

@@ -133,7 +133,7 @@ def objects_of(connection: Connection) -> set[str]:
 
 
 def assert_complete(connection: Connection) -> None:
-    """The table does what the package promises, whoever made its parts."""
+    """The table does what the package promises, and who created each part does not matter."""
     for column in ("conversation_id", "created_at"):
         assert scalar(
             connection,

@@ -219,7 +219,7 @@ def test_query_answers_as_on_one_machine(name: str, reading: str, twin: str) -> 
         return [stats.query(conninfo, name, **given) for conninfo in (twin, reading, twin)]
 
     before, answer, after = ask()
-    while before != after:  # The windows end now, and a session has left one meanwhile.
+    while before != after:  # The windows end now, and a session may have left one since.
         before, answer, after = ask()
     assert answer == before
 
