@@ -251,10 +251,16 @@ BEGIN
         RETURN NULL;
     END IF;
 
-    -- The bucket's row may hold an older cutoff.
+    -- The bucket's row may hold an older and lower cutoff.
+    IF NOT keeps_snapshot THEN
+        cutoff := (SELECT t.message_count FROM alicia_session_stats_top_cutoff AS t);
+        IF GREATEST(NEW.message_count, OLD.message_count) < cutoff THEN
+            RETURN NULL;
+        END IF;
+    END IF;
     INSERT INTO alicia_session_stats_top_candidates
     SELECT NEW.message_count, NEW.created_at, NEW.id, NEW.conversation_id
-    WHERE cutoff = -1 OR NOT EXISTS (
+    WHERE keeps_snapshot AND cutoff = -1 OR NOT EXISTS (
         SELECT FROM alicia_session_stats_top_cutoff AS t
         WHERE (NEW.message_count, NEW.created_at, NEW.id) < (t.message_count, t.created_at, t.id)
     );
@@ -340,7 +346,10 @@ BEGIN
     INSERT INTO alicia_session_stats_top_candidates
     SELECT c.message_count, c.created_at, c.id, c.conversation_id
     FROM changed_rows AS c
-    WHERE c.message_count >= cutoff;
+    WHERE c.message_count >= cutoff AND (keeps_snapshot AND cutoff = -1 OR NOT EXISTS (
+        SELECT FROM alicia_session_stats_top_cutoff AS t
+        WHERE (c.message_count, c.created_at, c.id) < (t.message_count, t.created_at, t.id)
+    ));
     GET DIAGNOSTICS inserted = ROW_COUNT;
     IF EXTRACT(MICROSECONDS FROM CLOCK_TIMESTAMP())::INTEGER % trim_every < inserted THEN
         PERFORM alicia_session_stats_trim();
