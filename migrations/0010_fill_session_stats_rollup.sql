@@ -151,6 +151,67 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_raise(TEXT, TEXT) IS
 'Private: raises an error with this SQLSTATE and message, for the named queries';
 
+CREATE OR REPLACE FUNCTION alicia_session_stats_parse_time(value TEXT) RETURNS TIMESTAMP
+LANGUAGE plpgsql STABLE
+-- A time without an offset is UTC; a date such as 1/2/2025, which can be read in two ways, is an error.
+SET TimeZone = 'UTC'
+SET DateStyle = 'ISO, YMD'
+AS $function$
+DECLARE
+    parsed CONSTANT TIMESTAMP := value::TIMESTAMPTZ;
+BEGIN
+    IF NOT ISFINITE(parsed) THEN
+        RAISE EXCEPTION 'a time must be finite, not %', value USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN parsed;
+END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_parse_time(TEXT) IS
+'Private: a time as text, in UTC unless it carries an offset, whatever the session''s TimeZone';
+
+-- Both are inlined, so that "now" costs no call and the planner sees a time.
+CREATE OR REPLACE FUNCTION alicia_session_stats_utc(value TEXT) RETURNS TIMESTAMP
+LANGUAGE sql STABLE
+AS $function$
+SELECT
+    CASE
+        WHEN value = 'now' THEN NOW() AT TIME ZONE 'UTC'
+        ELSE alicia_session_stats_parse_time(value)
+    END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_utc(TEXT) IS
+'Private: the time that the parameter until of a query names (UTC)';
+
+CREATE OR REPLACE FUNCTION alicia_session_stats_window_end(value TEXT) RETURNS TIMESTAMP
+LANGUAGE sql STABLE
+AS $function$
+SELECT
+    CASE
+        WHEN value = 'now' THEN NOW() AT TIME ZONE 'UTC'
+        ELSE LEAST(alicia_session_stats_parse_time(value), NOW() AT TIME ZONE 'UTC')
+    END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_window_end(TEXT) IS
+'Private: where the window of a query ends: at until, or now if that is earlier (UTC)';
+
+CREATE OR REPLACE FUNCTION alicia_session_stats_is_time_zone(tz TEXT) RETURNS BOOLEAN
+LANGUAGE plpgsql STABLE
+AS $function$
+BEGIN
+    -- Reading pg_timezone_names takes 30 ms. AT TIME ZONE itself refuses an unknown name of the usual form.
+    IF tz !~* '^(UTC|[a-z_]+(/[a-z_]+)+)$' AND NOT EXISTS (SELECT FROM pg_timezone_names AS n WHERE LOWER(n.name) = LOWER(tz)) THEN
+        RAISE EXCEPTION 'tz must be a time zone''s name such as Europe/Berlin, not %', tz USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN NOW() AT TIME ZONE tz IS NOT NULL;
+END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_is_time_zone(TEXT) IS
+'Private: true, or an error. AT TIME ZONE also accepts +02:00, with the sign of POSIX, and abbreviations.';
+
 CREATE OR REPLACE FUNCTION alicia_session_stats_differences()
 RETURNS TABLE (bucket_start TIMESTAMP, sessions BIGINT, messages BIGINT, tool_calls BIGINT, memories BIGINT, seconds BIGINT)
 -- SECURITY DEFINER, so that a role that reads the views can verify them. It tells differences only.
@@ -311,6 +372,10 @@ BEGIN
         'FUNCTION alicia_session_stats_between(timestamp without time zone,timestamp without time zone)'
     );
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_raise(text,text)');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_parse_time(text)');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_utc(text)');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_window_end(text)');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_is_time_zone(text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_differences()');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_missing_candidates()');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_repair()', is_closed => TRUE);

@@ -1,8 +1,10 @@
 -- Sessions by the hour of the day and the day of the week in which they begin, over a trailing window.
 --
 -- Purpose: usage analytics
--- Param days (integer, default 28): length of the window, in days of 24 hours, that ends now; a multiple of 7
---     contains each hour of the week equally often.
+-- Param days (integer, default 28): length of the window, in days of 24 hours; a multiple of 7 contains each hour
+--     of the week equally often.
+-- Param until (timestamp, default now): end of the window; UTC unless it carries an offset. What is later than now is
+--     left out.
 -- Param tz (text, default UTC): time zone of the hours, an IANA name such as Europe/Berlin.
 -- Returns: one row per hour of the day, 0 to 23.
 --     hour                         0 is from midnight up to, not including, 1:00
@@ -16,6 +18,10 @@
 \else
 \set days 28
 \endif
+\if :{?until}
+\else
+\set until now
+\endif
 \if :{?tz}
 \else
 \set tz UTC
@@ -26,7 +32,7 @@ WITH starts AS (
         EXTRACT(ISODOW FROM l.started_at) AS weekday,
         b.sessions
     FROM alicia_session_stats_between(
-        NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days'), NOW() AT TIME ZONE 'UTC'
+        alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'), alicia_session_stats_window_end(:'until')
     ) AS b
     -- In today's time zones an hour begins with a quarter of an hour.
     CROSS JOIN LATERAL (SELECT (b.bucket_start AT TIME ZONE 'UTC') AT TIME ZONE :'tz' AS started_at) AS l
@@ -60,4 +66,5 @@ SELECT
     sessions,
     REPEAT('█', CEIL(20.0 * sessions / NULLIF(MAX(sessions) OVER (), 0))::INTEGER) AS bar
 FROM hours
+WHERE alicia_session_stats_is_time_zone(:'tz')
 ORDER BY hour;

@@ -1,15 +1,21 @@
 -- Share of each week's new conversations that are active in each of the weeks after it.
 --
 -- Purpose: user engagement
--- Param weeks (integer, default 8): number of cohorts, the current week's included.
+-- Param weeks (integer, default 8): number of cohorts, that of until included.
+-- Param until (timestamp, default now): where the last week ends; UTC unless it carries an offset. What is later than now is
+--     left out.
 -- Param tz (text, default UTC): time zone of the weeks, an IANA name such as Europe/Berlin.
 -- Returns: one row per cohort, oldest first. A cohort is the conversations whose first session ever begins in one week.
 --     cohort                       Monday of that week (ISO weeks)
 --     conversations                conversations of the cohort
 --     week_0_pct, …, week_7_pct    percent of them with a session in the week so many weeks later; 100 in week 0;
 --                                  NULL in a week still to come, and for an empty cohort
---     is_partial                   true for the current week's cohort. That week is not over, so the last number of
---                                  the other rows may still grow, too
+--     is_partial                   true for a week that is not over, at until or now. Then the last number of the
+--                                  other rows may still grow, too
+--     is_truncated                 true for a week that begins before the oldest session in the table: some of its
+--                                  sessions may have been deleted
+--     After old sessions were deleted, a conversation's first session is the first one that is left. Then a
+--     conversation that comes back may count as a new one.
 -- Reads: idx_session_stats_created_at
 --
 -- psql -v weeks=4 -v tz=Asia/Kathmandu -f queries/conversation_retention.sql
@@ -17,15 +23,48 @@
 \else
 \set weeks 8
 \endif
+\if :{?until}
+\else
+\set until now
+\endif
 \if :{?tz}
 \else
 \set tz UTC
 \endif
-WITH cohorts AS (
+-- A microsecond is the resolution of created_at: where until is a Monday's midnight, the last week is the one before it.
+WITH asked AS (
     SELECT
-        weeks_ago,
-        DATE_TRUNC('week', NOW() AT TIME ZONE :'tz')::DATE - 7 * weeks_ago AS cohort
-    FROM GENERATE_SERIES(0, :'weeks'::INTEGER - 1) AS weeks_ago
+        DATE_TRUNC('week', (
+            (alicia_session_stats_utc(:'until') - INTERVAL '1 microsecond') AT TIME ZONE 'UTC'
+        ) AT TIME ZONE :'tz')::DATE AS last_week,
+        DATE_TRUNC('week', (
+            (alicia_session_stats_window_end(:'until') - INTERVAL '1 microsecond') AT TIME ZONE 'UTC'
+        ) AT TIME ZONE :'tz')::DATE AS last_begun_week,
+        DATE_TRUNC('week', (
+            alicia_session_stats_window_end(:'until') AT TIME ZONE 'UTC'
+        ) AT TIME ZONE :'tz')::DATE AS unfinished_week,
+        -- Not earlier than the scan begins, since a time long ago has no equivalent in other time zones.
+        (
+            SELECT
+                (GREATEST(
+                    MIN(created_at), alicia_session_stats_utc(:'until') - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
+                ) AT TIME ZONE 'UTC') AT TIME ZONE :'tz'
+            FROM alicia_session_stats
+            WHERE created_at > '-infinity'
+        ) AS oldest_at
+    WHERE alicia_session_stats_is_time_zone(:'tz')
+),
+
+cohorts AS (
+    SELECT
+        a.last_week - 7 * n AS cohort,
+        -- Weeks since then that have begun.
+        (a.last_begun_week - (a.last_week - 7 * n)) / 7 AS age,
+        a.last_week - 7 * n = a.unfinished_week AS is_partial,
+        a.last_week - 7 * n < a.oldest_at AS is_truncated
+    FROM asked AS a
+    CROSS JOIN GENERATE_SERIES(0, :'weeks'::INTEGER - 1) AS n
+    WHERE a.last_week - 7 * n <= a.last_begun_week
 ),
 
 -- The scan begins before the first cohort does in any time zone.
@@ -35,13 +74,13 @@ active_weeks AS (
         DATE_TRUNC('week', (s.created_at AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS week
     FROM alicia_session_stats AS s
     WHERE
-        s.created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
-        AND s.created_at < NOW() AT TIME ZONE 'UTC' + INTERVAL '2 days'
+        s.created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
+        AND s.created_at < alicia_session_stats_window_end(:'until')
         AND NOT EXISTS (
             SELECT FROM alicia_session_stats AS earlier
             WHERE
                 earlier.conversation_id = s.conversation_id
-                AND earlier.created_at < NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
+                AND earlier.created_at < alicia_session_stats_utc(:'until') - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
         )
 ),
 
@@ -55,8 +94,9 @@ lifetimes AS (
 -- Weeks still to come have no row here, so that they are NULL below.
 shares AS (
     SELECT
-        c.weeks_ago,
         c.cohort,
+        c.is_partial,
+        c.is_truncated,
         w.weeks_later,
         COUNT(l.week) AS active,
         ROUND(
@@ -64,9 +104,9 @@ shares AS (
             / NULLIF(FIRST_VALUE(COUNT(l.week)) OVER (PARTITION BY c.cohort ORDER BY w.weeks_later), 0), 2
         ) AS active_pct
     FROM cohorts AS c
-    CROSS JOIN LATERAL GENERATE_SERIES(0, LEAST(c.weeks_ago, 7)) AS w (weeks_later)
+    CROSS JOIN LATERAL GENERATE_SERIES(0, LEAST(c.age, 7)) AS w (weeks_later)
     LEFT JOIN lifetimes AS l ON c.cohort = l.cohort AND c.cohort + 7 * w.weeks_later = l.week
-    GROUP BY c.weeks_ago, c.cohort, w.weeks_later
+    GROUP BY c.cohort, c.is_partial, c.is_truncated, w.weeks_later
 )
 
 SELECT
@@ -80,7 +120,8 @@ SELECT
     MAX(active_pct) FILTER (WHERE weeks_later = 5) AS week_5_pct,
     MAX(active_pct) FILTER (WHERE weeks_later = 6) AS week_6_pct,
     MAX(active_pct) FILTER (WHERE weeks_later = 7) AS week_7_pct,
-    weeks_ago = 0 AS is_partial
+    is_partial,
+    is_truncated
 FROM shares
-GROUP BY weeks_ago, cohort
+GROUP BY cohort, is_partial, is_truncated
 ORDER BY cohort;

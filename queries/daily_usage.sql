@@ -1,7 +1,9 @@
 -- Sessions, conversations, messages, tool calls, memories and seconds of every calendar day.
 --
 -- Purpose: usage analytics
--- Param days (integer, default 30): number of calendar days, today included.
+-- Param days (integer, default 30): number of calendar days, that of until included.
+-- Param until (timestamp, default now): where the last day ends; UTC unless it carries an offset. What is later than now
+--     is left out.
 -- Param tz (text, default UTC): time zone of the days, an IANA name such as Europe/Berlin.
 -- Param conversations (boolean, default true): false leaves out the conversations. Counting them reads every session
 --     of the window; everything else is read from the rollup, at the same cost for any number of sessions.
@@ -10,7 +12,7 @@
 --     conversations                conversations with a session on that day; NULL when left out
 --     seconds                      summed duration of the sessions
 --     sessions_7d_mean             mean sessions per day over that day and the six days before it
---     is_partial                   true for today, which is not over
+--     is_partial                   true for a day that is not over, at until or now
 --     bar                          sessions, as a bar of at most 9 blocks; NULL when no day has a session
 -- Reads: idx_session_stats_rollup, idx_session_stats_created_at
 --
@@ -18,6 +20,10 @@
 \if :{?days}
 \else
 \set days 30
+\endif
+\if :{?until}
+\else
+\set until now
 \endif
 \if :{?tz}
 \else
@@ -27,9 +33,18 @@
 \else
 \set conversations true
 \endif
--- Both scans begin days + 7 days ago: six days for the mean of the first day, one for the time zone. They end two days
--- ahead, since a time far in the future has no equivalent in other time zones.
-WITH sums AS (
+-- Both scans begin days + 7 days before until: six days for the mean of the first day, one for the time zone. A
+-- microsecond is the resolution of created_at: where until is a midnight, the last day is the one before it.
+WITH asked AS (
+    SELECT
+        ((
+            (alicia_session_stats_utc(:'until') - INTERVAL '1 microsecond') AT TIME ZONE 'UTC'
+        ) AT TIME ZONE :'tz')::DATE AS last_day,
+        ((alicia_session_stats_window_end(:'until') AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS unfinished_day
+    WHERE alicia_session_stats_is_time_zone(:'tz')
+),
+
+sums AS (
     SELECT
         ((bucket_start AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS day,
         SUM(sessions)::BIGINT AS sessions,
@@ -38,8 +53,8 @@ WITH sums AS (
         SUM(memories)::BIGINT AS memories,
         SUM(seconds)::BIGINT AS seconds
     FROM alicia_session_stats_between(
-        NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days'::INTEGER + 7),
-        NOW() AT TIME ZONE 'UTC' + INTERVAL '2 days'
+        alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 7),
+        alicia_session_stats_window_end(:'until')
     )
     GROUP BY day
 ),
@@ -50,8 +65,8 @@ active AS (
         COUNT(DISTINCT conversation_id) AS conversations
     FROM alicia_session_stats
     WHERE
-        created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days'::INTEGER + 7)
-        AND created_at < NOW() AT TIME ZONE 'UTC' + INTERVAL '2 days'
+        created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 7)
+        AND created_at < alicia_session_stats_window_end(:'until')
         AND :'conversations'::BOOLEAN
     GROUP BY day
 ),
@@ -60,6 +75,7 @@ daily AS (
     SELECT
         d.days_ago,
         d.day,
+        d.is_partial,
         COALESCE(s.sessions, 0) AS sessions,
         CASE WHEN :'conversations'::BOOLEAN THEN COALESCE(a.conversations, 0) END AS conversations,
         COALESCE(s.messages, 0) AS messages,
@@ -70,8 +86,11 @@ daily AS (
     FROM (
         SELECT
             days_ago,
-            (NOW() AT TIME ZONE :'tz')::DATE - days_ago AS day
-        FROM GENERATE_SERIES(0, :'days'::INTEGER + 5) AS days_ago
+            last_day - days_ago AS day,
+            last_day - days_ago = unfinished_day AS is_partial
+        FROM asked
+        CROSS JOIN GENERATE_SERIES(0, :'days'::INTEGER + 5) AS days_ago
+        WHERE last_day - days_ago <= unfinished_day
     ) AS d
     LEFT JOIN sums AS s ON d.day = s.day
     LEFT JOIN active AS a ON d.day = a.day
@@ -86,7 +105,7 @@ SELECT
     memories,
     seconds,
     ROUND(sessions_7d_mean, 2) AS sessions_7d_mean,
-    days_ago = 0 AS is_partial,
+    is_partial,
     REPEAT('█', CEIL(9.0 * sessions / NULLIF(MAX(sessions) OVER (), 0))::INTEGER) AS bar
 FROM daily
 WHERE days_ago < :'days'::INTEGER

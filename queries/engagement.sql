@@ -1,7 +1,9 @@
 -- Session durations, one-message sessions and conversations that came back, over a trailing window.
 --
 -- Purpose: user engagement
--- Param days (integer, default 30): length of the window, in days of 24 hours, that ends now.
+-- Param days (integer, default 30): length of the window, in days of 24 hours.
+-- Param until (timestamp, default now): end of the window; UTC unless it carries an offset. What is later than now is
+--     left out.
 -- Returns: one row per metric. A metric other than sessions and conversations is NULL when there is no session.
 --     metric                       sessions: sessions that begin in the window;
 --                                  conversations: conversations with such a session;
@@ -18,6 +20,10 @@
 \else
 \set days 30
 \endif
+\if :{?until}
+\else
+\set until now
+\endif
 WITH sessions AS (
     SELECT
         g.min_seconds,
@@ -28,8 +34,8 @@ WITH sessions AS (
     FROM alicia_session_stats AS s
     INNER JOIN (VALUES (0), (1)) AS g (min_seconds) ON s.session_duration_seconds >= g.min_seconds
     WHERE
-        s.created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
-        AND s.created_at < NOW() AT TIME ZONE 'UTC'
+        s.created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
+        AND s.created_at < alicia_session_stats_window_end(:'until')
 ),
 
 -- One row per group of sessions, also when there is no session.

@@ -1,9 +1,13 @@
 -- Sessions and messages expected on each day ahead: a linear trend with a weekday pattern, and its uncertainty.
 --
 -- Purpose: resource planning
--- Param days (integer, default 90): number of complete days (UTC) to learn from, at most; the last one is yesterday.
--- Param horizon (integer, default 30): number of days ahead; the first one is tomorrow.
--- Returns: one row per day ahead (UTC).
+-- Param days (integer, default 90): number of complete days to learn from, at most; the last one is the day before that
+--     of until.
+-- Param until (timestamp, default now): end of the history; UTC unless it carries an offset. A time later than now means
+--     now.
+-- Param horizon (integer, default 30): number of days ahead; the first one is the day after that of until.
+-- Param tz (text, default UTC): time zone of the days, an IANA name such as Europe/Berlin.
+-- Returns: one row per day ahead.
 --     sessions, messages           expected on that day, never below 0
 --     …_low, …_high                95 percent prediction interval (Student's t, history_days - 8 degrees of freedom)
 --     …_r2                         share of the variance that the model explains, 0 to 1; NULL if all days are equal
@@ -17,32 +21,60 @@
 \else
 \set days 90
 \endif
+\if :{?until}
+\else
+\set until now
+\endif
 \if :{?horizon}
 \else
 \set horizon 30
 \endif
--- The day of the first session is left out, since it is not complete.
+\if :{?tz}
+\else
+\set tz UTC
+\endif
 WITH history AS (
     SELECT
-        (NOW() AT TIME ZONE 'UTC')::DATE AS today,
-        LEAST(:'days'::INTEGER, GREATEST((NOW() AT TIME ZONE 'UTC')::DATE - MIN(created_at)::DATE - 1, 0)) AS days
-    FROM alicia_session_stats
-    WHERE created_at > '-infinity' AND created_at < NOW() AT TIME ZONE 'UTC'
+        t.today,
+        CASE
+            -- A time long ago has no equivalent in other time zones.
+            WHEN
+                s.oldest_at < alicia_session_stats_window_end(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 2)
+                THEN :'days'::INTEGER
+            -- The day of the first session is left out, since it is not complete.
+            ELSE LEAST(
+                :'days'::INTEGER,
+                GREATEST(t.today - ((s.oldest_at AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE - 1, 0)
+            )
+        END AS days
+    FROM (
+        SELECT ((alicia_session_stats_window_end(:'until') AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS today
+        WHERE alicia_session_stats_is_time_zone(:'tz')
+    ) AS t
+    CROSS JOIN (
+        SELECT MIN(created_at) AS oldest_at
+        FROM alicia_session_stats
+        WHERE created_at > '-infinity' AND created_at < alicia_session_stats_window_end(:'until')
+    ) AS s
 ),
 
+-- Begins before the first day does in any time zone, and ends where the last one does.
 daily AS (
     SELECT
-        bucket_start::DATE AS day,
+        ((bucket_start AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS day,
         SUM(sessions) AS sessions,
         SUM(messages) AS messages
     FROM alicia_session_stats_between(
-        DATE_TRUNC('day', NOW() AT TIME ZONE 'UTC') - MAKE_INTERVAL(days => :'days'::INTEGER),
-        DATE_TRUNC('day', NOW() AT TIME ZONE 'UTC')
+        alicia_session_stats_window_end(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 2),
+        (
+            DATE_TRUNC('day', (alicia_session_stats_window_end(:'until') AT TIME ZONE 'UTC') AT TIME ZONE :'tz')
+            AT TIME ZONE :'tz'
+        ) AT TIME ZONE 'UTC'
     )
-    GROUP BY bucket_start::DATE
+    GROUP BY day
 ),
 
--- x is a day's distance from today: -1 is yesterday, 1 is tomorrow.
+-- x is a day's distance from today, the day of until: -1 is the day before, 1 the day after.
 observed AS (
     SELECT
         m.metric,

@@ -2,7 +2,9 @@
 --
 -- Purpose: performance monitoring
 -- Param metric (text, default tool_calls): tool_calls, messages, memories or seconds.
--- Param days (integer, default 30): length of each of the two windows, in days of 24 hours; the later one ends now.
+-- Param days (integer, default 30): length of each of the two windows, in days of 24 hours.
+-- Param until (timestamp, default now): end of the later window; UTC unless it carries an offset. What is later than now is
+--     left out.
 -- Returns: one row per statistic. A statistic other than sessions and total is NULL in a window without sessions.
 --     statistic                     sessions: sessions that begin in the window;
 --                                   total: sum of the metric over these sessions;
@@ -24,9 +26,13 @@
 \else
 \set days 30
 \endif
+\if :{?until}
+\else
+\set until now
+\endif
 WITH sessions AS (
     SELECT
-        created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days') AS is_recent,
+        created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days') AS is_recent,
         message_count AS messages,
         CASE :'metric'
             WHEN 'tool_calls' THEN tool_call_count
@@ -36,8 +42,8 @@ WITH sessions AS (
         END AS value
     FROM alicia_session_stats
     WHERE
-        created_at >= NOW() AT TIME ZONE 'UTC' - 2 * MAKE_INTERVAL(days => :'days')
-        AND created_at < NOW() AT TIME ZONE 'UTC'
+        created_at >= alicia_session_stats_utc(:'until') - 2 * MAKE_INTERVAL(days => :'days')
+        AND created_at < alicia_session_stats_window_end(:'until')
 ),
 
 -- One row per window, also for a window without sessions.

@@ -1,14 +1,16 @@
 -- The most sessions open at one instant of every calendar day, and when.
 --
 -- Purpose: resource planning
--- Param days (integer, default 14): number of calendar days, today included.
+-- Param days (integer, default 14): number of calendar days, that of until included.
+-- Param until (timestamp, default now): where the last day ends; UTC unless it carries an offset. What is later than now is
+--     left out.
 -- Param tz (text, default UTC): time zone of the days, an IANA name such as Europe/Berlin.
 -- Returns: one row per day, oldest first. A session is open from its start up to, not including, its end.
 --     peak_sessions                the most sessions open at one instant, also those that began on an earlier day;
 --                                  a session of 0 seconds is never open
 --     peak_at                      first instant of the day with that many, in tz: midnight when they were open as
 --                                  the day began, NULL when peak_sessions is 0
---     is_partial                   true for today, which is not over
+--     is_partial                   true for a day that is not over, at until or now
 --     bar                          peak_sessions, as a bar of at most 20 blocks; NULL when all are 0
 -- Cost: reads every session before the window for the longest one, unless session_duration_seconds has an index.
 -- Reads: idx_session_stats_created_at
@@ -18,23 +20,38 @@
 \else
 \set days 14
 \endif
+\if :{?until}
+\else
+\set until now
+\endif
 \if :{?tz}
 \else
 \set tz UTC
 \endif
-WITH days AS (
+-- A microsecond is the resolution of created_at: where until is a midnight, the last day is the one before it.
+WITH asked AS (
     SELECT
-        days_ago,
-        (NOW() AT TIME ZONE :'tz')::DATE - days_ago AS day
-    FROM GENERATE_SERIES(0, :'days'::INTEGER - 1) AS days_ago
+        ((
+            (alicia_session_stats_utc(:'until') - INTERVAL '1 microsecond') AT TIME ZONE 'UTC'
+        ) AT TIME ZONE :'tz')::DATE AS last_day,
+        ((alicia_session_stats_window_end(:'until') AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS unfinished_day
+    WHERE alicia_session_stats_is_time_zone(:'tz')
 ),
 
--- Up to sessions, the window is a day longer at both ends than what is shown, so that it contains the days of every
--- time zone.
+days AS (
+    SELECT
+        a.last_day - n AS day,
+        a.last_day - n = a.unfinished_day AS is_partial
+    FROM asked AS a
+    CROSS JOIN GENERATE_SERIES(0, :'days'::INTEGER - 1) AS n
+    WHERE a.last_day - n <= a.unfinished_day
+),
+
+-- Up to sessions, the window begins a day before what is shown, so that it contains the days of every time zone.
 longest AS (
     SELECT MAKE_INTERVAL(secs => COALESCE(MAX(session_duration_seconds), 0)) AS duration
     FROM alicia_session_stats
-    WHERE created_at < NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days'::INTEGER + 1)
+    WHERE created_at < alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 1)
 ),
 
 sessions AS (
@@ -43,11 +60,12 @@ sessions AS (
         created_at + MAKE_INTERVAL(secs => session_duration_seconds) AS ended_at
     FROM alicia_session_stats
     WHERE
-        created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days'::INTEGER + 1) - (SELECT duration FROM longest)
-        AND created_at < NOW() AT TIME ZONE 'UTC' + INTERVAL '2 days'
+        created_at
+        >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 1) - (SELECT duration FROM longest)
+        AND created_at < alicia_session_stats_window_end(:'until')
         -- One long session makes the index range long; those that ended before the window need not be sorted.
         AND created_at + MAKE_INTERVAL(secs => session_duration_seconds)
-        > NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days'::INTEGER + 1)
+        > alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 1)
 ),
 
 changes AS (
@@ -94,7 +112,7 @@ SELECT
     d.day,
     COALESCE(p.open_sessions, 0) AS peak_sessions,
     p.local_at AS peak_at,
-    d.days_ago = 0 AS is_partial,
+    d.is_partial,
     REPEAT('█', CEIL(20.0 * COALESCE(p.open_sessions, 0) / MAX(p.open_sessions) OVER ())::INTEGER) AS bar
 FROM days AS d
 LEFT JOIN peaks AS p ON d.day = p.day

@@ -1,7 +1,9 @@
 -- Sessions by duration, from zero to an hour and more, over a trailing window.
 --
 -- Purpose: user engagement
--- Param days (integer, default 30): length of the window, in days of 24 hours, that ends now.
+-- Param days (integer, default 30): length of the window, in days of 24 hours.
+-- Param until (timestamp, default now): end of the window; UTC unless it carries an offset. What is later than now is
+--     left out.
 -- Returns: one row per range of durations, shortest first, also for a range without sessions.
 --     length, from_seconds         the range: from from_seconds up to, not including, the next row's
 --     sessions                     sessions of that duration that begin in the window
@@ -14,6 +16,10 @@
 \if :{?days}
 \else
 \set days 30
+\endif
+\if :{?until}
+\else
+\set until now
 \endif
 WITH ranges (number, from_seconds, length) AS (
     VALUES
@@ -34,8 +40,8 @@ counts AS (
         COUNT(*) AS sessions
     FROM alicia_session_stats
     WHERE
-        created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
-        AND created_at < NOW() AT TIME ZONE 'UTC'
+        created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
+        AND created_at < alicia_session_stats_window_end(:'until')
     GROUP BY number
 )
 

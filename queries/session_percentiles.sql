@@ -1,7 +1,9 @@
 -- Mean, percentiles and maximum of messages, tool calls, memories and seconds per session, over a trailing window.
 --
 -- Purpose: performance monitoring
--- Param days (integer, default 30): length of the window, in days of 24 hours, that ends now.
+-- Param days (integer, default 30): length of the window, in days of 24 hours.
+-- Param until (timestamp, default now): end of the window; UTC unless it carries an offset. What is later than now is
+--     left out.
 -- Returns: one row per metric.
 --     metric                       messages, tool_calls, memories, seconds: each of a single session
 --     sessions                     sessions that begin in the window, the same in every row
@@ -13,6 +15,10 @@
 \if :{?days}
 \else
 \set days 30
+\endif
+\if :{?until}
+\else
+\set until now
 \endif
 WITH measured AS (
     SELECT
@@ -27,8 +33,8 @@ WITH measured AS (
         ('seconds', s.session_duration_seconds)
     ) AS m (metric, value)
     WHERE
-        s.created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
-        AND s.created_at < NOW() AT TIME ZONE 'UTC'
+        s.created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
+        AND s.created_at < alicia_session_stats_window_end(:'until')
 )
 
 SELECT

@@ -1,7 +1,9 @@
 -- Each measure of usage in a trailing window, in the window of equal length before it, and the change.
 --
 -- Purpose: usage analytics
--- Param days (integer, default 7): length of each of the two windows, in days of 24 hours; the later one ends now.
+-- Param days (integer, default 7): length of each of the two windows, in days of 24 hours.
+-- Param until (timestamp, default now): end of the later window; UTC unless it carries an offset. What is later than now is
+--     left out.
 -- Param conversations (boolean, default true): false leaves out the conversations. Counting them reads every session
 --     of both windows; everything else is read from the rollup, at the same cost for any number of sessions.
 -- Returns: one row per metric.
@@ -17,6 +19,10 @@
 \else
 \set days 7
 \endif
+\if :{?until}
+\else
+\set until now
+\endif
 \if :{?conversations}
 \else
 \set conversations true
@@ -29,8 +35,8 @@ WITH this_period AS (
         COALESCE(SUM(memories), 0)::BIGINT AS memories,
         COALESCE(SUM(seconds), 0)::BIGINT AS seconds
     FROM alicia_session_stats_between(
-        NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days'),
-        NOW() AT TIME ZONE 'UTC'
+        alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'),
+        alicia_session_stats_window_end(:'until')
     )
 ),
 
@@ -42,8 +48,11 @@ previous_period AS (
         COALESCE(SUM(memories), 0)::BIGINT AS memories,
         COALESCE(SUM(seconds), 0)::BIGINT AS seconds
     FROM alicia_session_stats_between(
-        NOW() AT TIME ZONE 'UTC' - 2 * MAKE_INTERVAL(days => :'days'),
-        NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
+        alicia_session_stats_utc(:'until') - 2 * MAKE_INTERVAL(days => :'days'),
+        LEAST(
+            alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'),
+            alicia_session_stats_window_end(:'until')
+        )
     )
 ),
 
@@ -51,15 +60,15 @@ previous_period AS (
 conversations AS (
     SELECT
         COUNT(DISTINCT conversation_id) FILTER (
-            WHERE created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
+            WHERE created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
         ) AS this_period,
         COUNT(DISTINCT conversation_id) FILTER (
-            WHERE created_at < NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
+            WHERE created_at < alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
         ) AS previous_period
     FROM alicia_session_stats
     WHERE
-        created_at >= NOW() AT TIME ZONE 'UTC' - 2 * MAKE_INTERVAL(days => :'days')
-        AND created_at < NOW() AT TIME ZONE 'UTC'
+        created_at >= alicia_session_stats_utc(:'until') - 2 * MAKE_INTERVAL(days => :'days')
+        AND created_at < alicia_session_stats_window_end(:'until')
         AND :'conversations'::BOOLEAN
     HAVING :'conversations'::BOOLEAN
 )

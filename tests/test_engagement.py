@@ -3,13 +3,15 @@
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from fractions import Fraction
 
 import pytest
 from test_usage import BIGGEST, ZONES, Connection, Rows, Session, ask, bar, column, holds, load, local, now_of, rounded, within
 from test_usage import still as still  # fixtures
 from test_usage import usage_database as usage_database
+
+import alicia_session_stats as stats
 
 INSTANT = timedelta(microseconds=1)
 LENGTHS = {
@@ -86,14 +88,17 @@ def monday(at: datetime, tz: str) -> date:
 def conversation_retention(sessions: list[Session], now: datetime, weeks: int, tz: str) -> Rows:
     active: dict[str, set[date]] = {}
     for session in sessions:
-        active.setdefault(session.conversation, set()).add(monday(session.created_at, tz))
+        if session.created_at < now:
+            active.setdefault(session.conversation, set()).add(monday(session.created_at, tz))
     rows: Rows = []
     for age in reversed(range(weeks)):
-        cohort = monday(now, tz) - timedelta(weeks=age)
+        cohort = monday(now - INSTANT, tz) - timedelta(weeks=age)
         members = [mondays for mondays in active.values() if min(mondays) == cohort]
         came = [sum(cohort + timedelta(weeks=n) in mondays for mondays in members) for n in range(min(age, 7) + 1)]
         shares = [*(share(count, len(members)) for count in came), *[None] * (8 - len(came))]
-        rows.append((cohort, len(members), *shares, age == 0))
+        oldest = min((local(session.created_at, tz) for session in sessions), default=None)
+        is_truncated = oldest is not None and datetime.combine(cohort, time()) < oldest.replace(tzinfo=None)
+        rows.append((cohort, len(members), *shares, cohort == monday(now, tz), is_truncated))
     return rows
 
 
@@ -215,14 +220,14 @@ def noon(db: Connection, weeks_ago: int, day: int = 0) -> datetime:
 
 def test_without_sessions_every_cohort_has_a_row_without_a_share(still: Connection) -> None:
     this_week = monday(now_of(still), "UTC")
-    expected = [(this_week - timedelta(weeks=7 - n), 0, *[None] * 8, n == 7) for n in range(8)]
+    expected = [(this_week - timedelta(weeks=7 - n), 0, *[None] * 8, n == 7, False) for n in range(8)]
     assert ask(still, "conversation_retention") == expected
 
 
 def test_week_without_a_return_is_0_and_a_week_to_come_is_null(still: Connection) -> None:
     load(still, [Session(noon(still, 3)), Session(noon(still, 3, 6)), Session(noon(still, 1)), Session(noon(still, 3), "ac_2")])
     (row,) = (row for row in ask(still, "conversation_retention") if row[1])
-    assert row == (monday(noon(still, 3), "UTC"), 2, 100, 0, 50, 0, None, None, None, None, False)
+    assert row == (monday(noon(still, 3), "UTC"), 2, 100, 0, 50, 0, None, None, None, None, False, True)
 
 
 def test_conversation_belongs_to_the_week_of_its_first_session_ever(still: Connection) -> None:
@@ -237,7 +242,7 @@ def test_conversation_belongs_to_the_week_of_its_first_session_ever(still: Conne
 
 def test_conversation_active_every_week_is_retained_in_every_week(still: Connection) -> None:
     load(still, [Session(noon(still, age)) for age in range(10)] * 2)
-    assert ask(still, "conversation_retention", weeks=10)[0][1:] == (1, *[100] * 8, False)
+    assert ask(still, "conversation_retention", weeks=10)[0][1:] == (1, *[100] * 8, False, True)
 
 
 def test_week_begins_on_monday_at_midnight_in_the_time_zone(still: Connection) -> None:
@@ -246,6 +251,15 @@ def test_week_begins_on_monday_at_midnight_in_the_time_zone(still: Connection) -
     sizes = {row[0]: row[1] for row in ask(still, "conversation_retention", tz="Asia/Kathmandu") if row[1]}
     assert sizes == {monday(noon(still, 3), "UTC"): 1, monday(noon(still, 2), "UTC"): 1}
     assert [size for size in column(still, "conversation_retention", "conversations") if size] == [2]
+
+
+def test_cohorts_that_begin_before_the_oldest_kept_session_are_marked(still: Connection) -> None:
+    load(still, [Session(noon(still, age), f"ac_{age}") for age in range(7)] + [Session(noon(still, 1), "ac_5")])
+    assert column(still, "conversation_retention", "is_truncated") == [True, True] + [False] * 6
+    stats.query(still, "delete_sessions_before", days=(now_of(still) - noon(still, 3, -1)).days)
+    # What is left of the conversation that began before looks like a new one.
+    assert column(still, "conversation_retention", "conversations") == [0, 0, 0, 0, 1, 1, 2, 1]
+    assert column(still, "conversation_retention", "is_truncated") == [True] * 5 + [False] * 3
 
 
 @pytest.mark.parametrize("tz", ZONES)

@@ -39,14 +39,14 @@ UNUSUAL = [
 
 
 def peak_concurrency(sessions: Sequence[Session], now: datetime, days: int, tz: str) -> Rows:
-    lives = [(each.created_at, each.created_at + timedelta(seconds=each.seconds)) for each in sessions]
+    lives = [(each.created_at, each.created_at + timedelta(seconds=each.seconds)) for each in sessions if each.created_at < now]
 
     def open_at(at: datetime) -> int:
         return sum(start <= at < end for start, end in lives)
 
     peaks: list[tuple[date, int, datetime | None]] = []
     for n in reversed(range(days)):
-        day = local(now, tz).date() - timedelta(n)
+        day = local(now - INSTANT, tz).date() - timedelta(n)
         begins = datetime.combine(day, time(), ZoneInfo(tz)).astimezone(UTC).replace(tzinfo=None)
         # The number only grows where a session starts.
         moments = sorted(at for at in {begins, *(start for start, _ in lives)} if local(at, tz).date() == day)
@@ -95,7 +95,7 @@ NONE = (0, None)
 
 
 def test_without_sessions_every_day_has_a_peak_of_0(still: Connection) -> None:
-    rows = answer(still, "peak_concurrency", [], at(3))
+    rows = answer(still, "peak_concurrency", [], at(3, 9))
     assert [row[0] for row in rows] == [date(2024, 10, 21) + timedelta(n) for n in range(14)]
     assert [row[1:] for row in rows] == [(0, None, n == 13, None) for n in range(14)]
     assert answer(still, "peak_concurrency", [Session(at(3), seconds=9)], at(3), days=0) == []

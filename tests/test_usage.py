@@ -30,6 +30,7 @@ INSTANTS = [
     datetime(2025, 11, 2, 5),  # Havana goes from 1:00 to 0:00: that midnight comes twice.
     datetime(2025, 11, 2, 6),  # New York goes from 2:00 to 1:00.
 ]
+INSTANT = timedelta(microseconds=1)
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
 
 
@@ -159,16 +160,17 @@ def totals(sessions: list[Session]) -> tuple[int, ...]:
 
 
 def daily_usage(sessions: list[Session], now: datetime, days: int, tz: str) -> Rows:
-    today = local(now, tz).date()
+    today = local(now - INSTANT, tz).date()
     by_day: dict[date, list[Session]] = {today - timedelta(n): [] for n in range(days + 6)}
     for session in sessions:
-        by_day.setdefault(local(session.created_at, tz).date(), []).append(session)
+        if session.created_at < now:
+            by_day.setdefault(local(session.created_at, tz).date(), []).append(session)
     shown = [today - timedelta(n) for n in reversed(range(days))]
     most = max((len(by_day[day]) for day in shown), default=0)
     rows: Rows = []
     for day in shown:
         week = sum(len(by_day[day - timedelta(n)]) for n in range(7))
-        rows.append((day, *totals(by_day[day]), Fraction(week, 7), day == today, bar(len(by_day[day]), most, 9)))
+        rows.append((day, *totals(by_day[day]), Fraction(week, 7), day == local(now, tz).date(), bar(len(by_day[day]), most, 9)))
     return rows
 
 
@@ -275,14 +277,14 @@ def test_day_on_which_clocks_change_has_23_or_25_hours(still: Connection, tz: st
 def test_mean_of_the_first_day_includes_the_six_days_before_it(still: Connection, tz: str) -> None:
     start = local(now_of(still), tz).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(6)
     begin = start.astimezone(UTC).replace(tzinfo=None)
-    load(still, [Session(begin - timedelta(microseconds=1)), Session(begin), Session(begin), Session(now_of(still))])
+    load(still, [Session(begin - timedelta(microseconds=1)), Session(begin), Session(begin), Session(now_of(still) - INSTANT)])
     (row,) = stats.query(still, "daily_usage", days=1, tz=tz)
     assert (row["sessions"], row["sessions_7d_mean"]) == (1, Decimal("0.43"))
 
 
 def test_bar_has_a_block_for_any_session_and_nine_for_the_busiest_day(still: Connection) -> None:
     now = now_of(still)
-    load(still, [Session(now)] * 100 + [Session(now - timedelta(1))])
+    load(still, [Session(now - INSTANT)] * 100 + [Session(now - timedelta(1))])
     assert column(still, "daily_usage", "bar", days=3) == ["", "█", "█" * 9]
 
 

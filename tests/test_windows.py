@@ -1,0 +1,124 @@
+"""Every query with a window answers for a window in the past as it would have answered then."""
+
+from datetime import datetime, timedelta
+
+import psycopg
+import pytest
+from conftest import conninfo_of, psql, scalar
+from hypothesis import given
+from hypothesis import strategies as st
+from test_performance import DAY, INSTANT, answer
+from test_usage import BIGGEST, FEW, INSTANTS, ZONES, Connection, Session, load
+from test_usage import still as still  # fixtures
+from test_usage import usage_database as usage_database
+
+import alicia_session_stats as stats
+
+QUERIES = stats.queries()
+WINDOWED = [name for name, query in QUERIES.items() if "until" in [param.name for param in query.params]]
+ZONED = [name for name, query in QUERIES.items() if "tz" in [param.name for param in query.params]]
+SIZES = {"days", "weeks"}
+OPEN = {"average_session_metrics"}  # Its default window has no end.
+
+every_windowed = pytest.mark.parametrize("name", WINDOWED)
+every_zoned = pytest.mark.parametrize("name", ZONED)
+
+
+def test_every_query_with_a_window_takes_its_end() -> None:
+    sized = [name for name, query in QUERIES.items() if not query.writes and SIZES & {param.name for param in query.params}]
+    assert sorted(sized) == sorted(WINDOWED)
+
+
+@every_windowed
+def test_window_in_the_past_is_answered_as_it_was_then(name: str, still: Connection) -> None:
+    counts = st.integers(0, 3) | st.just(BIGGEST)
+
+    @FEW
+    @given(st.data(), st.sampled_from(INSTANTS), st.timedeltas(0 * DAY, 40 * DAY), st.sampled_from(ZONES))
+    def check(data: st.DataObject, until: datetime, later: timedelta, zone: str) -> None:
+        moments = (st.integers(-2, 2).map(lambda n: n * INSTANT) | st.timedeltas(-50 * DAY, 2 * DAY)).map(lambda age: until + age)
+        sessions = st.builds(Session, moments, st.sampled_from(["ac_1", "ac_2"]), counts, counts, counts, counts)
+        drawn = data.draw(st.lists(sessions, max_size=25))
+        tz = {"tz": data.draw(st.sampled_from(ZONES))} if name in ZONED else {}
+        size = {"weeks" if name == "conversation_retention" else "days": data.draw(st.integers(0, 30))}
+        known = [each for each in drawn if each.created_at < until] if name in OPEN else drawn
+        then = answer(still, name, known, until, zone, **tz, **size)
+        assert answer(still, name, drawn, until + later, zone, until=until, **tz, **size) == then
+
+    check()
+
+
+@every_windowed
+def test_end_that_is_still_to_come_adds_nothing(name: str, still: Connection) -> None:
+    now = datetime(2024, 2, 28, 12)  # A Wednesday; the week and the day are not over.
+    until = datetime(2024, 3, 4)
+    history = [Session(now - n * DAY / 3 - INSTANT, f"ac_{n // 20}", n % 4, 1, 1, 60 * n) for n in range(300)]
+    to_come = [Session(now), Session(now + DAY / 4), Session(now + 2 * DAY), Session(now + 9 * DAY)]
+    assert answer(still, name, [*history, *to_come], now, until=until) == answer(still, name, history, now, until=until)
+    assert answer(still, name, history, now, until=until) != answer(still, name, [], now, until=until)
+
+
+@pytest.mark.parametrize(
+    "until",
+    [
+        "2024-02-29 12:00",
+        "2024-02-29T12:00:00Z",
+        "2024-02-29 12:00:00+00",
+        "2024-02-29 17:45+05:45",
+        "2024-02-29 13:00 Europe/Berlin",
+        "Feb 29 2024 7:00 EST",
+    ],
+)
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize("style", ["ISO, MDY", "German, DMY", "SQL, YMD"])
+def test_end_is_utc_unless_it_carries_an_offset(until: str, zone: str, style: str, still: Connection) -> None:
+    still.execute("SELECT SET_CONFIG('TimeZone', %s, TRUE), SET_CONFIG('DateStyle', %s, TRUE)", [zone, style])
+    noon = datetime(2024, 2, 29, 12)
+    assert scalar(still, "SELECT alicia_session_stats_utc(%s)", until) == noon
+    load(still, [Session(noon - INSTANT), Session(noon)])
+    [row] = stats.query(still, "usage_change", until=until, conversations=False)[:1]
+    assert (row["this_period"], row["previous_period"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("until", "message"),
+    [
+        ("soon", 'invalid input syntax for type timestamp with time zone: "soon"'),
+        ("2024-02-30", 'date/time field value out of range: "2024-02-30"'),
+        ("1/2/2024", 'date/time field value out of range: "1/2/2024"'),
+        ("infinity", "a time must be finite, not infinity"),
+    ],
+)
+def test_end_that_is_no_time_is_a_usage_error(until: str, message: str, db: Connection) -> None:
+    for name in WINDOWED:
+        with pytest.raises(stats.UsageError, match=message):
+            stats.query(db, name, until=until)
+    done = psql(conninfo_of(db), "-v", f"until={until}", "-f", "queries/engagement.sql")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert message in done.stderr.splitlines()[0]
+
+
+# Time zones -----------------------------------------------------------------------------------------------
+
+
+@every_zoned
+@pytest.mark.parametrize("tz", ["+02:00", "UTC-2", "CEST", "Mars/Olympus", "<+02>-2", ""])
+def test_what_is_no_name_of_a_time_zone_is_refused(name: str, tz: str, db: Connection) -> None:
+    with pytest.raises(stats.UsageError, match=r"time zone") as raised:
+        stats.query(db, name, tz=tz)
+    assert raised.value.sqlstate == "22023"
+
+
+@every_zoned
+def test_every_name_of_a_time_zone_is_taken(name: str, still: Connection) -> None:
+    for tz in ("utc", "Europe/Berlin", "europe/berlin", "Etc/GMT+2", "America/Port-au-Prince", "EST5EDT", "America/Indiana/Knox"):
+        stats.query(still, name, tz=tz)
+
+
+def test_usual_name_of_a_time_zone_is_not_looked_up(still: Connection) -> None:
+    still.execute("CREATE SCHEMA hiding")
+    still.execute("CREATE VIEW hiding.pg_timezone_names AS SELECT 'x' AS name FROM GENERATE_SERIES(1, 0) AS n WHERE 1 / n = 1")
+    still.execute("SELECT SET_CONFIG('search_path', 'hiding, pg_catalog, ' || CURRENT_SCHEMA(), TRUE)")
+    assert scalar(still, "SELECT alicia_session_stats_is_time_zone('Europe/Berlin')")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"tz must be a time zone's name .* not CET"):
+        still.execute("SELECT alicia_session_stats_is_time_zone('CET')")
