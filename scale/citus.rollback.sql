@@ -1,8 +1,9 @@
 -- Bring alicia_session_stats, its conversations and its rollup back from the workers to one machine.
 --
 -- Why: the way back of citus.sql, to what the migrations created. The table can be distributed again.
--- Locks: ACCESS EXCLUSIVE on alicia_session_stats, alicia_conversations and the rollup until every row is back:
---        readers and writers wait. It is one transaction: if it is interrupted, nothing has changed.
+-- Locks: ACCESS EXCLUSIVE on alicia_session_stats, alicia_conversations, the rollup and every view that reads them until
+--        every row is back: readers and writers wait. It is one transaction: if it is interrupted, nothing has changed. It
+--        waits half a second for each lock, then fails before any row has moved; run it again.
 -- Rollback: citus.sql. No session is lost. It fails if two conversations hold the same session id. Every table that
 --           foreign keys link to alicia_conversations comes back too, also those of the application. It refuses if the
 --           application distributed alicia_conversations itself.
@@ -52,7 +53,29 @@ BEGIN
             USING HINT = 'DELETE FROM alicia_session_stats_undistributed WHERE object = ''TABLE alicia_conversations''; then run '
                 'this again. It brings back every table that foreign keys link to alicia_conversations.';
     END IF;
-    LOCK TABLE alicia_conversations, alicia_session_stats, alicia_session_stats_shard_rollup IN ACCESS EXCLUSIVE MODE;
+    -- Citus replaces every view that reads a distributed table, by itself or through other views. The views are locked
+    -- before the tables, the outermost first, as their readers do: a reader that holds a view and waits for its table
+    -- would deadlock with the replacement of the view, after every row was moved. LOCK TABLE cannot do it, because it
+    -- also locks what a view reads, before the next view. The statement below changes nothing.
+    FOR statement IN
+        WITH RECURSIVE readers AS (
+            SELECT logicalrelid::OID AS relation, 0 AS depth FROM pg_dist_partition
+            UNION
+            SELECT w.ev_class, r.depth + 1
+            FROM readers AS r
+            INNER JOIN pg_depend AS d ON d.refclassid = 'pg_class'::REGCLASS AND d.refobjid = r.relation
+            INNER JOIN pg_rewrite AS w ON d.classid = 'pg_rewrite'::REGCLASS AND d.objid = w.oid AND w.ev_class <> r.relation
+        )
+
+        SELECT FORMAT('ALTER VIEW %s OWNER TO %s', c.oid::REGCLASS, c.relowner::REGROLE)
+        FROM readers AS r
+        INNER JOIN pg_class AS c ON c.oid = r.relation AND c.relkind = 'v'
+        GROUP BY c.oid
+        ORDER BY MAX(r.depth) DESC
+    LOOP
+        EXECUTE statement;
+    END LOOP;
+    LOCK TABLE alicia_session_stats, alicia_conversations IN ACCESS EXCLUSIVE MODE;
 
     -- Moving the rows must not fire the triggers.
     FOR statement IN SELECT 'DROP ' || object FROM alicia_session_stats_undistributed WHERE object LIKE 'TRIGGER %' LOOP

@@ -6,32 +6,21 @@
 --      with the same hash range, which Citus keeps on the same worker: no network, and no row that two writers share.
 --      One write in fifty merges the appended rows. The top sessions are not kept: each worker sorts its sessions, and
 --      the coordinator merges the first ones. alicia_session_stats_undistributed keeps the records of what is replaced.
--- Locks: ACCESS EXCLUSIVE on alicia_session_stats, alicia_conversations and the rollup until every row has moved:
---        readers and writers wait. It is one transaction: if it is interrupted, nothing has changed. It waits half a
---        second for its locks, then fails; run it again.
+-- Locks: ACCESS EXCLUSIVE on alicia_session_stats, alicia_conversations, the rollup and its views until every row has
+--        moved: readers and writers wait. It is one transaction: if it is interrupted, nothing has changed. It waits half
+--        a second for each lock, then fails before any row has moved; run it again. A query that waits in
+--        alicia_session_stats_between() when it commits may fail once; its answer is never wrong.
 -- Rollback: citus.rollback.sql, also before a migration is rolled back. No session is lost.
 --
 -- psql -v ON_ERROR_STOP=1 -f scale/citus.sql
 --
--- Run it on the coordinator, after adding the workers, in a migrated database. A second run does nothing. The setting
--- citus.shard_count is the number of shards. Tested with Citus 13.2 on PostgreSQL 15.
---
--- What is different on Citus:
--- * The primary key is (conversation_id, id), because a unique index must hold the distribution column. Ids stay
---   unique by their 122 random bits.
--- * conversation_id cannot be updated.
--- * rebuild_sessions and delete_sessions_before fail with an error and change nothing: Citus has no plan for the
---   first, and no FOR UPDATE SKIP LOCKED over several shards. Delete old sessions with citus.purge.sql.
--- * record_activity looks for its session on every shard, because it knows the id only. An application that knows the
---   conversation asks one: UPDATE alicia_session_stats SET ... WHERE conversation_id = 'ac_xxx' AND id = 'ass_xxx'.
--- * Citus reads all of alicia_session_stats_quarter_hours before it applies a condition on bucket_start: two seconds
---   for a year on 32 shards.
--- * table_health shows the coordinator's empty tables. For the shards: SELECT * FROM citus_tables.
--- * Workers check the reader's own privileges, not those of a view's owner. Roles that may read
---   alicia_session_stats_quarter_hours now are granted SELECT on alicia_session_stats_shard_rollup; grant it to later ones.
---   Every role must be able to log in to the workers.
--- * A shard is split with 'block_writes' only. Shards move while they are written if wal_level is logical.
--- * No snapshot spans the shards: each is exact at an instant of its own.
+-- Run it on the coordinator, after adding the workers, in a migrated database. A second run does nothing. README.md has
+-- the set-up of the nodes, and what is different on Citus. Tested with Citus 13.2 on PostgreSQL 15. Variables:
+--     without_workers   on: distribute without workers, all shards on the coordinator (off)
+\if :{?without_workers}
+\else
+\set without_workers off
+\endif
 BEGIN;
 SET LOCAL lock_timeout = '500ms';
 -- Citus checks this when a trigger is created or its table is distributed, not when the trigger fires.
@@ -39,6 +28,8 @@ SET LOCAL citus.enable_unsafe_triggers = on;
 -- One connection per worker, so that one transaction can create functions and tables.
 SET LOCAL citus.multi_shard_modify_mode = 'sequential';
 SET LOCAL client_min_messages = warning;
+-- A DO block cannot read a psql variable.
+SET LOCAL alicia_session_stats.without_workers = :'without_workers';
 
 DO $scale$
 DECLARE
@@ -57,7 +48,15 @@ BEGIN
     IF EXISTS (SELECT FROM alicia_session_stats_owned_objects WHERE object = 'TABLE alicia_session_stats_undistributed') THEN
         RETURN;
     END IF;
-    LOCK TABLE alicia_conversations, alicia_session_stats, alicia_session_stats_rollup IN ACCESS EXCLUSIVE MODE;
+    IF NOT CURRENT_SETTING('alicia_session_stats.without_workers')::BOOLEAN
+        AND NOT EXISTS (SELECT FROM pg_dist_node WHERE noderole = 'primary' AND isactive AND shouldhaveshards AND groupid > 0)
+    THEN
+        RAISE EXCEPTION 'the cluster has no worker, so that every shard would be on the coordinator'
+            USING HINT = 'Add workers with citus_add_node(), or run psql with -v without_workers=on.';
+    END IF;
+    -- The views first, as their readers do: a reader that holds a view and waits for its table would deadlock with the
+    -- replacement of the view, after every row was moved. LOCK TABLE also locks what a view reads, down to the tables.
+    LOCK TABLE alicia_session_stats_quarter_hours, alicia_session_stats_top_sessions, alicia_conversations IN ACCESS EXCLUSIVE MODE;
 
     -- Keep the records of what is replaced -----------------------------------------------------------------
 
@@ -254,9 +253,10 @@ BEGIN
     COMMENT ON VIEW alicia_session_stats_top_sessions IS
     'Every session, while the table is distributed: each worker sorts its own. Times are UTC.';
 
-    -- The same statement in PL/pgSQL: Citus cannot plan an SQL function that reads distributed tables.
+    -- The same statement in PL/pgSQL: Citus cannot plan an SQL function that reads distributed tables. VOLATILE, so that a
+    -- call that waits for citus.rollback.sql takes its snapshot after the wait: an older one would show empty tables.
     SELECT FORMAT(
-        'CREATE OR REPLACE FUNCTION %s(%s) RETURNS %s LANGUAGE plpgsql STABLE AS %L',
+        'CREATE OR REPLACE FUNCTION %s(%s) RETURNS %s LANGUAGE plpgsql VOLATILE AS %L',
         proname, PG_GET_FUNCTION_ARGUMENTS(oid), PG_GET_FUNCTION_RESULT(oid), 'BEGIN RETURN QUERY ' || prosrc || '; END'
     ) INTO statement
     FROM pg_proc

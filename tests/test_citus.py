@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +72,18 @@ ADOPTED = """
     INSERT INTO alicia_conversations SELECT 'ac_' || i, 'Title ' || i FROM GENERATE_SERIES(1, 50) AS i;
     INSERT INTO alicia_session_stats (conversation_id, message_count) SELECT id, LENGTH(title) FROM alicia_conversations;
 """
+
+# Views of the application, one on the other.
+VIEWS = """
+    CREATE VIEW counted AS SELECT conversation_id, COUNT(*) AS sessions FROM alicia_session_stats GROUP BY conversation_id;
+    CREATE VIEW busiest AS SELECT * FROM counted ORDER BY sessions DESC, conversation_id LIMIT 3;
+"""
+READS = (
+    "SELECT SUM(sessions), SUM(messages) FROM alicia_session_stats_quarter_hours",
+    "SELECT SUM(sessions), SUM(messages) FROM alicia_session_stats_between('2020-01-01', 'infinity')",
+    "SELECT id FROM alicia_session_stats_top_sessions ORDER BY message_count DESC, created_at DESC, id DESC LIMIT 3",
+    "SELECT * FROM busiest",
+)
 
 
 def why_not() -> str | None:
@@ -498,6 +511,42 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize("name", ["citus.sql", "citus.rollback.sql"])
+def test_readers_get_the_same_answers_while_the_rows_move(name: str, single: str) -> None:
+    with stats.connect(single) as connection:
+        connection.execute(VIEWS)
+    if name == "citus.rollback.sql":
+        scale(single)
+    moved = threading.Event()
+    answers: list[list[Any]] = [[] for _ in READS * 2]
+
+    def read(number: int) -> None:
+        with stats.connect(single) as connection:
+            while not moved.is_set() or len(answers[number]) < 2:
+                try:
+                    answers[number].append(
+                        connection.execute(READS[number // 2].encode(), prepare=number % 2 == 0).fetchall()
+                    )
+                except psycopg.errors.FeatureNotSupported:
+                    # The header of citus.sql says so of a query that waits in alicia_session_stats_between().
+                    assert "between" in READS[number // 2]
+
+    with ThreadPoolExecutor(len(answers)) as pool:
+        readers = [pool.submit(read, number) for number in range(len(answers))]
+        try:
+            wait_until(lambda: all(answers))
+            done = psql(single, "-q", "-f", SCALE / name)
+            while "lock timeout" in done.stderr:
+                done = psql(single, "-q", "-f", SCALE / name)
+        finally:
+            moved.set()
+        for reader in readers:
+            reader.result()
+    assert (done.returncode, done.stderr) == (0, "")
+    for asked in answers:
+        assert [answer for answer in asked if answer != asked[0]] == []
+
+
 def test_run_fails_while_the_table_is_in_use_and_changes_nothing(single: str) -> None:
     with stats.connect(single) as connection, connection.transaction():
         connection.execute("SELECT COUNT(*) FROM alicia_session_stats")
@@ -505,6 +554,54 @@ def test_run_fails_while_the_table_is_in_use_and_changes_nothing(single: str) ->
         assert done.returncode == 3
         assert "lock timeout" in done.stderr
     scale(single)
+
+
+def test_cluster_without_workers_is_refused_unless_told() -> None:
+    conninfo = fill(create("alicia_citus"))
+    with stats.connect(conninfo) as connection:
+        connection.execute("CREATE EXTENSION citus")
+        before = pg_dump(conninfo)
+        done = psql(conninfo, "-q", "-f", SCALE / "citus.sql")
+        assert done.returncode == 3
+        assert "ERROR:  the cluster has no worker, so that every shard would be on the coordinator" in done.stderr
+        assert pg_dump(conninfo) == before
+        [variable] = re.findall(r"-v \w+=\w+", done.stderr)
+        done = psql(conninfo, "-q", *variable.split(), "-f", SCALE / "citus.sql")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        connection.execute("INSERT INTO alicia_session_stats (conversation_id, message_count) VALUES ('ac_sample', 9)")
+        assert_exact(connection)
+        scale(conninfo, "citus.rollback.sql")
+        assert_exact(connection)
+
+
+def test_rollback_of_a_migration_is_refused_and_says_what_to_run_first(distributed: Connection) -> None:
+    conninfo = distributed.info.dsn
+    before = pg_dump(conninfo), everything(distributed)
+    for steps in (["--steps", "1"], ["--all", "--allow-data-loss"]):
+        done = cli("rollback", *steps, "--database", conninfo)
+        assert done.returncode == 1
+        assert "Run scale/citus.rollback.sql first" in done.stderr.splitlines()[-1]
+        assert (pg_dump(conninfo), everything(distributed)) == before
+    scale(conninfo, "citus.rollback.sql")
+    done = cli("rollback", "--steps", "1", "--database", conninfo)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("mode", ["block_writes", "force_logical"])
+def test_way_back_works_after_a_shard_was_moved(mode: str, distributed: Connection) -> None:
+    before = everything(distributed)
+    shard, host, port = distributed.execute(
+        "SELECT shardid, nodename, nodeport FROM citus_shards WHERE table_name = 'alicia_session_stats'::REGCLASS LIMIT 1"
+    ).fetchall()[0]
+    workers = distributed.execute("SELECT nodename, nodeport FROM pg_dist_node WHERE groupid > 0").fetchall()
+    [other, *_] = [place for place in workers if place != (host, port)] or pytest.skip("one worker only")
+    distributed.execute("SELECT citus_move_shard_placement(%s, %s, %s, %s, %s, %s)", [shard, host, port, *other, mode])
+    distributed.execute("UPDATE alicia_session_stats SET message_count = message_count + 1 WHERE conversation_id = 'ac_sample'")
+    assert_exact(distributed)
+    scale(distributed.info.dsn, "citus.rollback.sql")
+    assert_exact(distributed)
+    assert len(everything(distributed)) == len(before)
+    assert stats.verify(distributed.info.dsn) == []
 
 
 def test_error_names_a_missing_extension_or_migration(twin: str) -> None:
