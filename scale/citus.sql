@@ -56,7 +56,8 @@ BEGIN
     END IF;
     -- The views first, as their readers do: a reader that holds a view and waits for its table would deadlock with the
     -- replacement of the view, after every row was moved. LOCK TABLE also locks what a view reads, down to the tables.
-    LOCK TABLE alicia_session_stats_quarter_hours, alicia_session_stats_top_sessions, alicia_conversations IN ACCESS EXCLUSIVE MODE;
+    LOCK TABLE alicia_session_stats_quarter_hours, alicia_session_stats_top_sessions, alicia_conversations
+    IN ACCESS EXCLUSIVE MODE;
 
     -- Keep the records of what is replaced -----------------------------------------------------------------
 

@@ -375,13 +375,17 @@ def test_rollup_is_exact_after_shards_were_moved_and_split(distributed: Connecti
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_query_that_citus_cannot_run_fails_in_one_line_and_changes_nothing(name: str, distributed: Connection) -> None:
+def test_query_that_citus_cannot_run_says_where_its_alternative_is_and_changes_nothing(
+    name: str, distributed: Connection
+) -> None:
     distributed.execute(EVENTS.encode())
     distributed.execute("INSERT INTO alicia_messages VALUES ('am_1', 'ac_1', NOW())")
     before = everything(distributed)
     options = [f"--{param}={value}" for param, value in REFUSED[name].items()]
     done = cli("query", name, *options, "--database", distributed.info.dsn)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert done.stderr.endswith("scale/README.md says what to use instead\n")
+    assert name in (SCALE / "README.md").read_text(encoding="utf-8")
     assert everything(distributed) == before
 
 
@@ -524,9 +528,7 @@ def test_readers_get_the_same_answers_while_the_rows_move(name: str, single: str
         with stats.connect(single) as connection:
             while not moved.is_set() or len(answers[number]) < 2:
                 try:
-                    answers[number].append(
-                        connection.execute(READS[number // 2].encode(), prepare=number % 2 == 0).fetchall()
-                    )
+                    answers[number].append(connection.execute(READS[number // 2].encode(), prepare=number % 2 == 0).fetchall())
                 except psycopg.errors.FeatureNotSupported:
                     # The header of citus.sql says so of a query that waits in alicia_session_stats_between().
                     assert "between" in READS[number // 2]
