@@ -54,6 +54,10 @@ BEGIN
         RAISE EXCEPTION 'the cluster has no worker, so that every shard would be on the coordinator'
             USING HINT = 'Add workers with citus_add_node(), or run psql with -v without_workers=on.';
     END IF;
+    IF (SELECT relrowsecurity FROM pg_class WHERE oid = 'alicia_session_stats'::REGCLASS) THEN
+        RAISE EXCEPTION 'alicia_session_stats has row-level security, and on Citus its readers would read sums of every session'
+            USING HINT = 'Workers check the privileges of the reader, who must be granted SELECT on the sums themselves.';
+    END IF;
     -- The views first, as their readers do: a reader that holds a view and waits for its table would deadlock with the
     -- replacement of the view, after every row was moved. LOCK TABLE also locks what a view reads, down to the tables.
     LOCK TABLE alicia_session_stats_quarter_hours, alicia_session_stats_top_sessions, alicia_conversations

@@ -427,7 +427,12 @@ def test_a_reader_still_reads_and_does_not_write(reader: str) -> None:
     scale(reader, "citus.rollback.sql")
     with stats.connect(reader) as connection:
         connection.execute("SET ROLE alicia_reader")
-        assert connection.execute(QUERIES["average_session_metrics"].statement.encode(), {"days": "30"}).fetchall() != []
+        assert (
+            connection.execute(
+                QUERIES["average_session_metrics"].statement.encode(), values("average_session_metrics", {})
+            ).fetchall()
+            != []
+        )
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("SELECT * FROM alicia_session_stats_rollup")
 
@@ -574,6 +579,16 @@ def test_cluster_without_workers_is_refused_unless_told() -> None:
         assert_exact(connection)
         scale(conninfo, "citus.rollback.sql")
         assert_exact(connection)
+
+
+def test_table_with_row_level_security_is_refused(single: str) -> None:
+    with stats.connect(single) as connection:
+        connection.execute("ALTER TABLE alicia_session_stats ENABLE ROW LEVEL SECURITY")
+        before = pg_dump(single)
+        done = psql(single, "-q", "-f", SCALE / "citus.sql")
+        assert done.returncode == 3
+        assert "ERROR:  alicia_session_stats has row-level security" in done.stderr
+        assert pg_dump(single) == before
 
 
 def test_rollback_of_a_migration_is_refused_and_says_what_to_run_first(distributed: Connection) -> None:
