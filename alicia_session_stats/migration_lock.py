@@ -34,6 +34,24 @@ HOLDER = """
         AND l.classid = (HASHTEXT('alicia_session_stats')::BIGINT & 4294967295)::OID
         AND l.objid = (HASHTEXT(CURRENT_SCHEMA())::BIGINT & 4294967295)::OID
 """
+# Up to three transactions that use a table of ours, in any schema: writers before readers, then the oldest.
+USERS = """
+    SELECT STRING_AGG(name, ', ')
+    FROM (
+        SELECT
+            COALESCE('prepared transaction ' || QUOTE_LITERAL(p.gid), FORMAT('pid %s (%s)', l.pid, a.application_name)) AS name
+        FROM pg_locks AS l
+        INNER JOIN pg_database AS d ON d.oid = l.database AND d.datname = CURRENT_DATABASE()
+        INNER JOIN pg_class AS c ON c.oid = l.relation AND c.relkind IN ('r', 'v') AND c.relname LIKE 'alicia\\_%'
+        LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+        LEFT JOIN pg_locks AS x ON l.pid IS NULL AND x.locktype = 'transactionid' AND x.virtualtransaction = l.virtualtransaction
+        LEFT JOIN pg_prepared_xacts AS p ON p.transaction = x.transactionid
+        WHERE l.granted AND l.pid IS DISTINCT FROM PG_BACKEND_PID()
+        GROUP BY name
+        ORDER BY BOOL_AND(l.mode = 'AccessShareLock'), MIN(COALESCE(p.prepared, a.xact_start))
+        LIMIT 3
+    ) AS users
+"""
 # A limit of the role's would end the transaction that holds the lock.
 NO_TIMEOUTS = """
     SELECT SET_CONFIG(name, '0', TRUE)
@@ -67,6 +85,12 @@ def only_migrator(conninfo: str | None, doing: str, *, wait: float, lock_wait: f
                 yield connection, guard
             finally:
                 drop_unused_tables(connection)
+
+
+def table_users(connection: Connection) -> str | None:
+    """The sessions and prepared transactions that use the package's tables now, or None."""
+    [(users,)] = connection.execute(USERS.encode()).fetchall()
+    return users
 
 
 def _wait_for_lock(guard: Connection, lock_wait: float) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from alicia_session_stats.database import MIGRATING, Connection, SessionStatsError, server_errors
 from alicia_session_stats.migration_files import apply_path, read_migrations, rollback_path, statements
-from alicia_session_stats.migration_lock import only_migrator
+from alicia_session_stats.migration_lock import only_migrator, table_users
 from alicia_session_stats.migration_log import open_backend, read_applied, record_applied, record_rolled_back
 from alicia_session_stats.migration_plan import newest_migrations, pending_migrations
 from alicia_session_stats.verification import check_objects
@@ -140,9 +140,10 @@ def _retry(step: Callable[[], None], connection: Connection, name: str) -> None:
         except SessionStatsError as error:
             if error.sqlstate not in BUSY:
                 raise
+            users = table_users(connection) or "others"
             if time.monotonic() >= deadline:
-                message = f"{error} (tried for {PATIENCE} s). Run it again when the table is less busy"
+                message = f"{name}: the table is in use by {users} (tried for {PATIENCE} s). Run it again when they have ended"
                 raise SessionStatsError(message, error.sqlstate) from error.__cause__
         pause = random.uniform(1, 3)
-        log.info("%s: the table is busy, trying again in %.1f s", name, pause)
+        log.info("%s: the table is busy, trying again in %.1f s (in use by %s)", name, pause, users)
         time.sleep(pause)

@@ -226,6 +226,17 @@ DECLARE
     cutoff INTEGER;
     is_candidate BOOLEAN;
 BEGIN
+    -- Another column changed. Not as the WHEN of the trigger, which every other update would pay for.
+    IF (
+        NEW.message_count, NEW.tool_call_count, NEW.memories_used, NEW.session_duration_seconds, NEW.created_at, NEW.id,
+        NEW.conversation_id
+    ) = (
+        OLD.message_count, OLD.tool_call_count, OLD.memories_used, OLD.session_duration_seconds, OLD.created_at, OLD.id,
+        OLD.conversation_id
+    ) THEN
+        RETURN NULL;
+    END IF;
+
     IF NEW.created_at = OLD.created_at THEN
         cutoff := alicia_session_stats_add(
             alicia_session_stats_bucket(NEW.created_at), 0::BIGINT, NEW.message_count::BIGINT - OLD.message_count,
@@ -386,6 +397,28 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_on_truncate() IS
 'Private: trigger function that empties the rollup';
 
+-- pg_restore --data-only loads the sessions, whose triggers add them to the rollup, and then the rollup's rows of the dump.
+CREATE OR REPLACE FUNCTION alicia_session_stats_on_restore() RETURNS TRIGGER
+LANGUAGE plpgsql
+AS $function$
+BEGIN
+    RETURN NULL;
+END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_on_restore() IS
+'Private: trigger function that ignores a row';
+
+-- At depth 0 a statement of a client inserts, not a trigger of alicia_session_stats. The repair sets is_repair.
+CREATE OR REPLACE TRIGGER restore_session_stats_rollup
+BEFORE INSERT ON alicia_session_stats_rollup
+FOR EACH ROW
+WHEN (PG_TRIGGER_DEPTH() = 0 AND CURRENT_SETTING('alicia_session_stats.is_repair', TRUE) IS DISTINCT FROM 'on')
+EXECUTE FUNCTION alicia_session_stats_on_restore();
+
+COMMENT ON TRIGGER restore_session_stats_rollup ON alicia_session_stats_rollup IS
+'Ignores the rows of a dump: the triggers of alicia_session_stats count the sessions that are restored';
+
 CREATE OR REPLACE TRIGGER rollup_session_stats_insert
 AFTER INSERT ON alicia_session_stats
 REFERENCING NEW TABLE AS changed_rows
@@ -420,12 +453,14 @@ BEGIN
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_bucket(timestamp without time zone)');
     FOREACH created IN ARRAY ARRAY[
         'add(timestamp without time zone,bigint,bigint,bigint,bigint,bigint,boolean)',
-        'forget(integer,timestamp without time zone,text,text)', 'trim()', 'on_update()', 'on_insert_or_delete()', 'on_truncate()'
+        'forget(integer,timestamp without time zone,text,text)', 'trim()', 'on_update()', 'on_insert_or_delete()',
+        'on_truncate()', 'on_restore()'
     ] LOOP
         PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_' || created, is_closed => TRUE);
     END LOOP;
     FOREACH created IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
         PERFORM alicia_session_stats_own(FORMAT('TRIGGER rollup_session_stats_%s ON alicia_session_stats', created));
     END LOOP;
+    PERFORM alicia_session_stats_own('TRIGGER restore_session_stats_rollup ON alicia_session_stats_rollup');
 END
 $migration$;

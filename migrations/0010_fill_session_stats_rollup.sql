@@ -14,7 +14,8 @@ SET LOCAL lock_timeout = '500ms';
 CREATE OR REPLACE VIEW alicia_session_stats_parts AS
 SELECT bucket_start, sessions, messages, tool_calls, memories, seconds
 FROM alicia_session_stats_rollup
-WHERE NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::REGCLASS);
+-- Not as the WHERE of the view itself, which could then be written to.
+CROSS JOIN (SELECT WHERE NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::REGCLASS)) AS sees_all_sessions;
 
 COMMENT ON VIEW alicia_session_stats_parts IS
 'Private: the sums of a quarter of an hour, in several rows. Read alicia_session_stats_quarter_hours instead.';
@@ -251,22 +252,32 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_differences() IS
 'Private: what each bucket of the rollup lacks. No row, unless a write bypassed the triggers. Reads every session.';
 
+CREATE OR REPLACE FUNCTION alicia_session_stats_sessions_without_candidate() RETURNS SETOF alicia_session_stats_top_candidates
+LANGUAGE plpgsql STABLE
+AS $function$
+BEGIN
+    RETURN QUERY
+    SELECT s.message_count, s.created_at, s.id, s.conversation_id
+    FROM alicia_session_stats AS s
+    CROSS JOIN alicia_session_stats_top_cutoff AS t
+    WHERE (s.message_count, s.created_at, s.id) >= (t.message_count, t.created_at, t.id)
+        AND NOT EXISTS (
+            SELECT FROM alicia_session_stats_top_candidates AS c
+            WHERE c.message_count = s.message_count AND c.created_at = s.created_at
+                AND c.id = s.id AND c.conversation_id = s.conversation_id
+        );
+END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_sessions_without_candidate() IS
+'Private: the sessions from the cutoff up that are no top candidates. None, unless a write bypassed the triggers.';
+
 CREATE OR REPLACE FUNCTION alicia_session_stats_missing_candidates() RETURNS BIGINT
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $function$
 BEGIN
-    RETURN (
-        SELECT COUNT(*)
-        FROM alicia_session_stats AS s
-        CROSS JOIN alicia_session_stats_top_cutoff AS t
-        WHERE (s.message_count, s.created_at, s.id) >= (t.message_count, t.created_at, t.id)
-            AND NOT EXISTS (
-                SELECT FROM alicia_session_stats_top_candidates AS c
-                WHERE c.message_count = s.message_count AND c.created_at = s.created_at
-                    AND c.id = s.id AND c.conversation_id = s.conversation_id
-            )
-    );
+    RETURN (SELECT COUNT(*) FROM alicia_session_stats_sessions_without_candidate());
 END
 $function$;
 
@@ -276,6 +287,7 @@ COMMENT ON FUNCTION alicia_session_stats_missing_candidates() IS
 CREATE OR REPLACE FUNCTION alicia_session_stats_repair() RETURNS TABLE (object TEXT, corrections BIGINT)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '500ms'
 AS $function$
 DECLARE
     lock_class CONSTANT INTEGER := 1634494819;
@@ -284,15 +296,18 @@ DECLARE
     list_size CONSTANT BIGINT := 1000;
     step BIGINT;
     is_lowered BOOLEAN := FALSE;
+    holders TEXT;
 BEGIN
-    -- Two repairs would both insert what is missing: the second must see the rows of the first.
-    PERFORM PG_ADVISORY_XACT_LOCK(lock_class, repair_lock);
     IF CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%' THEN
         RAISE EXCEPTION 'alicia_session_stats_repair() must run under READ COMMITTED'
             USING ERRCODE = 'invalid_transaction_state', HINT = 'SET default_transaction_isolation = ''read committed'';';
     END IF;
+    -- Two repairs would both insert what is missing: the second must see the rows of the first.
+    PERFORM PG_ADVISORY_XACT_LOCK(lock_class, repair_lock);
 
-    -- Rows to be merged, so that no row is touched that a writer changes, and neither waits for the other.
+    -- Rows to be merged, so that no row is touched that a writer changes, and neither waits for the other. The setting tells
+    -- the trigger on the rollup that these are not the rows of a dump.
+    PERFORM SET_CONFIG('alicia_session_stats.is_repair', 'on', TRUE);
     INSERT INTO alicia_session_stats_rollup
     SELECT
         d.bucket_start,
@@ -308,6 +323,7 @@ BEGIN
     ORDER BY d.bucket_start;
     object := 'quarter hours';
     GET DIAGNOSTICS corrections = ROW_COUNT;
+    PERFORM SET_CONFIG('alicia_session_stats.is_repair', 'off', TRUE);
     RETURN NEXT;
 
     object := 'top sessions';
@@ -317,15 +333,7 @@ BEGIN
     GET DIAGNOSTICS corrections = ROW_COUNT;
     LOOP
         INSERT INTO alicia_session_stats_top_candidates
-        SELECT s.message_count, s.created_at, s.id, s.conversation_id
-        FROM alicia_session_stats AS s
-        CROSS JOIN alicia_session_stats_top_cutoff AS t
-        WHERE (s.message_count, s.created_at, s.id) >= (t.message_count, t.created_at, t.id)
-            AND NOT EXISTS (
-                SELECT FROM alicia_session_stats_top_candidates AS c
-                WHERE c.message_count = s.message_count AND c.created_at = s.created_at
-                    AND c.id = s.id AND c.conversation_id = s.conversation_id
-            );
+        SELECT * FROM alicia_session_stats_sessions_without_candidate();
         GET DIAGNOSTICS step = ROW_COUNT;
         corrections := corrections + step;
         EXIT WHEN is_lowered
@@ -357,6 +365,27 @@ BEGIN
         is_lowered := TRUE;
     END LOOP;
     RETURN NEXT;
+EXCEPTION WHEN lock_not_available THEN
+    SELECT STRING_AGG(
+        DISTINCT COALESCE(
+            'prepared transaction ' || QUOTE_LITERAL(p.gid), FORMAT('pid %s (%s)', l.pid, a.application_name)
+        ),
+        ', '
+    ) INTO holders
+    FROM pg_locks AS l
+    LEFT JOIN pg_stat_activity AS a ON l.pid = a.pid
+    LEFT JOIN pg_locks AS x
+        ON l.pid IS NULL AND l.virtualtransaction = x.virtualtransaction AND x.locktype = 'transactionid'
+    LEFT JOIN pg_prepared_xacts AS p ON x.transactionid = p.transaction
+    WHERE l.granted AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = CURRENT_DATABASE())
+        AND l.pid IS DISTINCT FROM PG_BACKEND_PID()
+        AND (
+            l.relation = 'alicia_session_stats'::REGCLASS AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
+            OR l.locktype = 'advisory' AND l.classid = lock_class AND l.objid = (4294967296 + repair_lock)::BIGINT::OID
+        );
+    RAISE EXCEPTION 'the repair waited half a second for a lock on alicia_session_stats%', COALESCE(' that is held by ' || holders, '')
+        USING ERRCODE = 'lock_not_available',
+            HINT = 'End it, or COMMIT PREPARED or ROLLBACK PREPARED a prepared transaction, and run the repair again.';
 END
 $function$;
 
@@ -377,6 +406,7 @@ BEGIN
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_window_end(text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_is_time_zone(text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_differences()');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_sessions_without_candidate()', is_closed => TRUE);
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_missing_candidates()');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_repair()', is_closed => TRUE);
 

@@ -1,12 +1,15 @@
 """What surrounds the table must not harm it: open snapshots, isolation levels, row-level security, collations, renamed
 schemas, hostile overloads, times at infinity."""
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from conftest import APPLICATION, COUNTED, KEPT, conninfo_of, scalar
+from conftest import APPLICATION, COUNTED, KEPT, PROGRAMS, conninfo_of, pg_dump, psql, scalar
 from psycopg.conninfo import make_conninfo
 
 import alicia_session_stats as stats
@@ -291,3 +294,128 @@ def test_repair_does_not_wait_for_an_open_writer(db: Connection, another: Callab
         db.execute("SET lock_timeout = '2s'")
         db.execute("SELECT FROM alicia_session_stats_repair()")
     assert_exact(db)
+
+
+def test_update_of_what_is_not_counted_writes_nothing_to_the_rollup(db: Connection) -> None:
+    db.execute(SESSIONS.format(20).encode())
+    versions = "SELECT ARRAY_AGG(ctid ORDER BY ctid) FROM alicia_session_stats_rollup"
+    before = scalar(db, versions)
+    db.execute("ALTER TABLE alicia_session_stats ADD note TEXT")
+    db.execute("UPDATE alicia_session_stats SET note = 'of the application', updated_at = NOW(), message_count = message_count")
+    assert scalar(db, versions) == before
+    db.execute("UPDATE alicia_session_stats SET id = 'other_' || id, conversation_id = 'ac_2'")
+    assert_exact(db)
+
+
+def test_no_view_can_be_written_to_whatever_is_granted(db: Connection) -> None:
+    db.execute(SESSIONS.format(20).encode())
+    db.execute("CREATE ROLE alicia_grantee; GRANT ALL ON ALL TABLES IN SCHEMA public TO alicia_grantee")
+    db.execute("REVOKE ALL ON alicia_session_stats_rollup FROM alicia_grantee; SET ROLE alicia_grantee")
+    try:
+        for view in ("parts", "quarter_hours", "top_sessions"):
+            for statement in ("INSERT INTO {} DEFAULT VALUES", "UPDATE {} SET created_at = NULL", "DELETE FROM {}"):
+                write = statement.format(f"alicia_session_stats_{view}")
+                with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+                    db.execute(write.replace("created_at", "created_at" if view == "top_sessions" else "messages").encode())
+    finally:
+        db.execute("RESET ROLE; DROP OWNED BY alicia_grantee; DROP ROLE alicia_grantee")
+
+
+def restore(target: Connection, dump: Path, *options: str) -> str:
+    """Run pg_restore, which goes on after an error; what it said."""
+    command = [PROGRAMS / "pg_restore", "--data-only", *options, "-d", conninfo_of(target), dump]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stderr
+
+
+@pytest.fixture
+def dump(db: Connection, tmp_path: Path) -> Path:
+    """A dump with more sessions than there are top candidates, with rows of each kind in the rollup."""
+    db.execute(SESSIONS.format(3000).encode())
+    db.execute("UPDATE alicia_session_stats SET message_count = message_count + 20 WHERE id LIKE '%1'")
+    db.execute("SET session_replication_role = replica; DELETE FROM alicia_session_stats WHERE id LIKE '%77'; RESET ALL")
+    db.execute("SELECT FROM alicia_session_stats_repair()")
+    subprocess.run([PROGRAMS / "pg_dump", "-Fc", "-f", tmp_path / "alicia.dump", conninfo_of(db)], timeout=120, check=True)
+    return tmp_path / "alicia.dump"
+
+
+def test_data_only_restore_after_the_schema_counts_each_session_once(db: Connection, bare: Connection, dump: Path) -> None:
+    schema = dump.with_name("schema.sql")
+    schema.write_text(pg_dump(conninfo_of(db)))
+    done = psql(conninfo_of(bare), "-q", "-f", schema)
+    assert done.returncode == 0, done.stderr
+    assert restore(bare, dump) == ""
+    assert scalar(bare, "SELECT COUNT(*) FROM alicia_session_stats") == 2970
+    assert_exact(bare)
+    assert stats.verify(conninfo_of(bare)) == []
+    assert [row["state"] for row in stats.status(conninfo_of(bare))] == ["applied"] * len(stats.status(conninfo_of(bare)))
+
+
+@pytest.mark.parametrize("options", [["-t", "alicia_conversations", "-t", "alicia_session_stats"], []])
+def test_data_only_restore_into_a_migrated_database_counts_each_session_once(
+    bare: Connection, dump: Path, options: list[str]
+) -> None:
+    stats.migrate(conninfo_of(bare))
+    said = restore(bare, dump, *options)
+    # The records of the package are there already.
+    assert ("duplicate key" in said) == (options == [])
+    assert scalar(bare, "SELECT COUNT(*) FROM alicia_session_stats") == 2970
+    assert_exact(bare)
+    assert stats.verify(conninfo_of(bare)) == []
+
+
+def test_data_only_restore_without_the_triggers_is_told_and_repaired(bare: Connection, dump: Path) -> None:
+    stats.migrate(conninfo_of(bare))
+    tables = ("-t", "alicia_conversations", "-t", "alicia_session_stats")
+    assert restore(bare, dump, "--disable-triggers", *tables) == ""
+    rows = stats.verify(conninfo_of(bare))
+    assert {row["object"].split()[0] for row in rows} == {"sums", "top"}
+    bare.execute(rows[0]["fix"].encode())
+    assert_exact(bare)
+
+
+@contextmanager
+def prepared(connection: Connection, statement: str) -> Iterator[None]:
+    """A prepared transaction that nobody ends."""
+    if scalar(connection, "SHOW max_prepared_transactions") == "0":
+        pytest.skip("the server that TEST_DATABASE_URL names allows no prepared transaction")
+    connection.execute("BEGIN")
+    connection.execute(statement.encode())
+    connection.execute("PREPARE TRANSACTION 'forgotten'")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK PREPARED 'forgotten'")
+
+
+def test_repair_names_the_transaction_that_it_cannot_wait_for(db: Connection, another: Callable[..., Connection]) -> None:
+    db.execute(SESSIONS.format(3000).encode())
+    write = "UPDATE alicia_session_stats SET tool_call_count = 1 WHERE id = 'ass_1'"
+    db.execute("DELETE FROM alicia_session_stats WHERE id IN (SELECT id FROM alicia_session_stats_top_sessions)")
+    with another() as writer:
+        with prepared(writer, write), pytest.raises(psycopg.errors.LockNotAvailable, match="prepared transaction 'forgotten'"):
+            db.execute("SELECT FROM alicia_session_stats_repair()")
+        pid = writer.info.backend_pid
+        writer.execute("SET application_name = 'nightly job'")
+        with writer.transaction():
+            writer.execute(write.encode())
+            with pytest.raises(psycopg.errors.LockNotAvailable, match=rf"held by pid {pid} \(nightly job\)\n"):
+                db.execute("SELECT FROM alicia_session_stats_repair()")
+    db.execute("SELECT FROM alicia_session_stats_repair()")
+    assert_exact(db)
+
+
+def test_migrate_names_the_transaction_that_it_cannot_wait_for(
+    db: Connection, another: Callable[..., Connection], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stats.rollback(conninfo_of(db), steps=2)
+    db.execute(SESSIONS.format(20).encode())
+    monkeypatch.setattr("alicia_session_stats.migrator.PATIENCE", 0)
+    caplog.set_level("INFO")
+    with (
+        another() as writer,
+        prepared(writer, "UPDATE alicia_session_stats SET message_count = 1 WHERE id = 'ass_1'"),
+        pytest.raises(stats.SessionStatsError, match="prepared transaction 'forgotten'") as caught,
+    ):
+        stats.migrate(conninfo_of(db))
+    assert "\n" not in str(caught.value)
+    assert stats.migrate(conninfo_of(db))
