@@ -51,7 +51,7 @@ def table_text(value: Any) -> str:
     if isinstance(value, datetime):
         return value.isoformat(" ", "seconds")
     # A control character could change what the terminal shows. Written as psql writes it; a line break stays one.
-    return re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f]", lambda control: f"\\x{ord(control[0]):02X}", _text(value))
+    return re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f]", _escaped, _text(value))
 
 
 def _write_table(stream: TextIO, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -67,6 +67,11 @@ def _write_table(stream: TextIO, columns: Sequence[str], rows: Sequence[Sequence
         preserve_whitespace=True,
     )
     stream.write(f"{table}\n")
+
+
+def _escaped(control: re.Match[str]) -> str:
+    code = ord(control[0])
+    return r"\r" if code == ord("\r") else f"\\x{code:02X}" if code < 0x80 else f"\\u{code:04X}"
 
 
 def _rounded(value: Any) -> Any:

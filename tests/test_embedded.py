@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -209,24 +210,72 @@ def readable() -> Generator[tuple[Path, list[str], dict[str, str]]]:
         yield project, [str(folder / "python"), str(project / "runner.py")], environment
 
 
+def lay_link(sockets: Path, target: Path) -> None:
+    sockets.symlink_to(target)
+
+
+def lay_open_folder(sockets: Path, _: Path) -> None:
+    sockets.mkdir()
+    sockets.chmod(0o777)
+
+
+def lay_folder_of_another_user(sockets: Path, _: Path) -> None:
+    sockets.mkdir(mode=0o700)
+    os.chown(sockets, 54321, -1)
+
+
+TRAPS = [lay_link, lay_open_folder, *([lay_folder_of_another_user] if os.geteuid() == 0 else [])]
+
+
+def assert_traps_are_refused(run_in: Callable[..., subprocess.CompletedProcess[str]], target: Path) -> None:
+    """Lay what another user could lay where the sockets go. That is in /tmp, because the home's path is too long for one."""
+    started = run_in("embedded")
+    sockets = Path(str(conninfo_to_dict(started.stdout.strip())["host"]))
+    assert sockets.parent == Path("/tmp"), started.stderr
+    assert run_in("embedded", "--stop").returncode == 0
+    target.chmod(0o700)
+    before = target.stat()
+    for lay in TRAPS:
+        lay(sockets, target)
+        try:
+            done = run_in("embedded")
+            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), (lay, done.stderr)
+            assert f"{sockets} is not a directory with mode 0700 of this user" in done.stderr
+            assert list(sockets.iterdir()) == []
+            after = target.stat()
+            assert (after.st_uid, after.st_mode) == (before.st_uid, before.st_mode)
+        finally:
+            sockets.unlink() if sockets.is_symlink() else shutil.rmtree(sockets)
+    assert run_in("embedded", "--remove").returncode == 0
+
+
+def test_what_another_user_laid_for_the_sockets_is_refused(home: Path) -> None:
+    target = home / "target"
+    target.mkdir()
+    assert_traps_are_refused(partial(run, home / ("long" * 50)), target)
+
+
+def run_as(readable: tuple[Path, list[str], dict[str, str]], *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run the copy of the product as its owner."""
+    project, command, environment = readable
+    return subprocess.run(
+        [*command, *arguments],
+        env={**environment, **more},
+        cwd=project,
+        user="nobody",
+        group=pwd.getpwnam("nobody").pw_gid,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 @as_root
 def test_an_ordinary_user_needs_nothing_set(readable: tuple[Path, list[str], dict[str, str]]) -> None:
-    project, command, environment = readable
-
-    def run_as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *arguments],
-            env=environment,
-            cwd=project,
-            user="nobody",
-            group=pwd.getpwnam("nobody").pw_gid,
-            extra_groups=[],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
+    project, *_ = readable
+    run_as_nobody = partial(run_as, readable)
     done = run_as_nobody("migrate")
     assert done.returncode == 0, done.stderr
     assert applied(done.stderr) == MIGRATIONS
@@ -234,3 +283,16 @@ def test_an_ordinary_user_needs_nothing_set(readable: tuple[Path, list[str], dic
     assert (project / ".embedded").owner() == "nobody"
     assert run_as_nobody("embedded", "--remove").returncode == 0
     assert not (project / ".embedded").exists()
+
+
+@as_root
+def test_what_another_user_laid_for_the_sockets_of_an_ordinary_user_is_refused(
+    readable: tuple[Path, list[str], dict[str, str]],
+) -> None:
+    project, *_ = readable
+    target = project / "target"
+    target.mkdir()
+    shutil.chown(target, "nobody")
+    assert_traps_are_refused(
+        lambda *arguments: run_as(readable, *arguments, ALICIA_SESSION_STATS_HOME=str(project / ("long" * 50))), target
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import APPLICATION, COUNTED, KEPT, PROGRAMS, conninfo_of, pg_dump, psql, scalar
+from conftest import APPLICATION, COUNTED, KEPT, PROGRAMS, ROOT, cli, conninfo_of, pg_dump, psql, scalar
 from psycopg.conninfo import make_conninfo
 
 import alicia_session_stats as stats
@@ -419,3 +419,16 @@ def test_migrate_names_the_transaction_that_it_cannot_wait_for(
         stats.migrate(conninfo_of(db))
     assert "\n" not in str(caught.value)
     assert stats.migrate(conninfo_of(db))
+
+
+def test_control_characters_of_a_stored_id_are_shown_as_psql_shows_them(db: Connection) -> None:
+    """Raw, they could clear the terminal, or type into it."""
+    controls = [chr(code) for code in (*range(1, 32), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"]
+    stored = "ac_" + "".join(f"{control}." for control in controls)
+    db.execute("INSERT INTO alicia_conversations VALUES (%s)", [stored])
+    db.execute("INSERT INTO alicia_session_stats (conversation_id) VALUES (%s)", [stored])
+    shown = cli("query", "most_active_sessions", "--database", conninfo_of(db))
+    assert shown.returncode == 0, shown.stderr
+    assert not set(controls) & set(shown.stdout)
+    escaped = shown.stdout.splitlines()[2].split("|")[0].strip()
+    assert escaped in psql(conninfo_of(db), "-f", ROOT / "queries" / "most_active_sessions.sql").stdout
