@@ -1,19 +1,23 @@
-"""A hot standby answers every reading query while the primary writes, refuses to write, and takes over with an exact rollup."""
+"""A hot standby answers every reading query while the primary writes, refuses to write, and takes over with an exact rollup.
+A logical subscriber that is set up as docs/deploying.md says has the sums of what it received."""
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from conftest import COUNTED, EMBEDDED, KEPT, PROGRAMS, ROOT, cli, scalar
+from conftest import COUNTED, EMBEDDED, KEPT, PROGRAMS, ROOT, cli, pg_dump, scalar
 from psycopg.conninfo import make_conninfo
 from test_queries import QUERIES, READERS, values
 
@@ -35,27 +39,41 @@ LOCAL = {"table_health"}
 OWNER = "nobody" if os.geteuid() == 0 else None
 
 
+@contextmanager
+def server(name: str) -> Iterator[tuple[Path, str]]:
+    """A server that only this file uses: its home and conninfo."""
+    folder = Path(tempfile.mkdtemp(prefix=f"alicia-{name}-", dir="/tmp"))
+    folder.chmod(0o755)
+
+    def call(function: Callable[[], str | None]) -> str | None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ALICIA_SESSION_STATS_HOME", str(folder / "home"))
+            return function()
+
+    try:
+        conninfo = call(embedded.start)
+        with stats.connect(conninfo) as connection:
+            connection.execute("ALTER SYSTEM SET fsync = off")
+            connection.execute("ALTER SYSTEM SET wal_level = logical")  # Needs a restart.
+        call(embedded.stop)
+        conninfo = call(embedded.start)
+        assert conninfo is not None
+        yield folder / "home", conninfo
+    finally:
+        call(partial(embedded.stop, remove=True))
+        shutil.rmtree(folder)
+
+
 @pytest.fixture(scope="module")
 def primary() -> Iterator[tuple[Path, str]]:
-    """A server that only this file uses, migrated and with a sample: its home and conninfo."""
-    folder = Path(tempfile.mkdtemp(prefix="alicia-primary-", dir="/tmp"))
-    folder.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALICIA_SESSION_STATS_HOME", str(folder / "home"))
-        conninfo = embedded.start()
-    try:
+    """A server that is migrated and has a sample: its home and conninfo."""
+    with server("primary") as (home, conninfo):
         stats.migrate(conninfo)
         fetch(conninfo, read_query(ROOT / "bench" / "sample.sql"), {"rows": ROWS, "last": ROWS}, timeout=120)
         with stats.connect(conninfo) as connection:
-            connection.execute("ALTER SYSTEM SET fsync = off")
             connection.execute("INSERT INTO alicia_conversations (id) VALUES ('ac_sample')")
             connection.execute("INSERT INTO alicia_session_stats (conversation_id) VALUES ('ac_sample')")
-        yield folder / "home", conninfo
-    finally:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("ALICIA_SESSION_STATS_HOME", str(folder / "home"))
-            embedded.stop(remove=True)
-        shutil.rmtree(folder)
+        yield home, conninfo
 
 
 @pytest.fixture
@@ -175,3 +193,91 @@ def test_promoted_standby_goes_on_with_an_exact_rollup(primary: tuple[Path, str]
         assert_exact(connection)
         assert stats.verify(standby) == []
         assert stats.query(standby, "most_active_sessions", limit=1)[0]["message_count"] == 2_000_000
+
+
+@pytest.fixture(scope="module")
+def subscriber_server() -> Iterator[str]:
+    with server("subscriber") as (_, conninfo):
+        yield conninfo
+
+
+@pytest.fixture
+def subscriber(subscriber_server: str) -> Iterator[str]:
+    """An empty database on another server: its conninfo."""
+    with stats.connect(subscriber_server) as connection:
+        connection.execute("CREATE DATABASE subscriber")
+        yield make_conninfo(subscriber_server, dbname="subscriber")
+        connection.execute("DROP DATABASE subscriber")
+
+
+DEPLOYING = (ROOT / "docs" / "deploying.md").read_text()
+EVERYTHING = re.findall(r"CREATE PUBLICATION alicia FOR ALL TABLES;", DEPLOYING)
+SESSIONS = re.findall(r"CREATE PUBLICATION alicia FOR TABLE [^;]*;", DEPLOYING)
+SWITCH_OVER = re.findall(r"SELECT SETVAL\('alicia_session_stats_lowerings'[^;]*;", DEPLOYING)
+
+
+@contextmanager
+def subscribed(publisher: str, publication: list[str], subscriber: str) -> Iterator[tuple[Connection, Connection]]:
+    """Connections to a publisher and to its subscriber, after the initial copy."""
+    with stats.connect(publisher) as source, stats.connect(subscriber) as target:
+        [statement] = publication
+        source.execute(statement.encode())
+        target.execute(f"CREATE SUBSCRIPTION alicia CONNECTION '{publisher}' PUBLICATION alicia".encode())
+        try:
+            deadline = time.monotonic() + 30
+            while scalar(target, "SELECT COUNT(*) FROM pg_subscription_rel WHERE srsubstate <> 'r'"):
+                assert time.monotonic() < deadline, "the initial copy does not end"
+                time.sleep(0.1)
+            yield source, target
+        finally:
+            target.execute("DROP SUBSCRIPTION IF EXISTS alicia")
+            source.execute("DROP PUBLICATION alicia")
+
+
+def wait_until_received(source: Connection, target: Connection) -> None:
+    newest = "SELECT ROW(COUNT(*), MAX(updated_at), SUM(message_count))::TEXT FROM alicia_session_stats"
+    deadline = time.monotonic() + 60
+    while scalar(source, newest) != scalar(target, newest):
+        assert time.monotonic() < deadline, "the subscriber does not catch up"
+        time.sleep(0.1)
+
+
+def test_subscriber_to_all_tables_is_exact_while_the_publisher_writes(primary: tuple[Path, str], subscriber: str) -> None:
+    _, publisher = primary
+    schema = pg_dump(publisher)
+    done = subprocess.run(
+        [PROGRAMS / "psql", subscriber, "-X", "-q"], input=schema, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    stop = threading.Event()
+    with ThreadPoolExecutor() as pool, subscribed(publisher, EVERYTHING, subscriber) as (source, target):
+        writer = pool.submit(write_until, stop, publisher)
+        try:
+            for _ in range(30):
+                assert_exact(target)
+                time.sleep(0.05)
+        finally:
+            stop.set()
+        assert writer.result() > 10
+        wait_until_received(source, target)
+        assert stats.verify(subscriber) == []
+
+        # The subscriber takes over.
+        target.execute("DROP SUBSCRIPTION alicia")
+        [statement] = SWITCH_OVER
+        target.execute(statement.encode())
+        target.execute("UPDATE alicia_session_stats SET message_count = message_count + 1")
+        assert_exact(target)
+        assert stats.verify(subscriber) == []
+
+
+def test_migrated_subscriber_to_the_sessions_is_exact_after_a_repair(primary: tuple[Path, str], subscriber: str) -> None:
+    _, publisher = primary
+    stats.migrate(subscriber)
+    with subscribed(publisher, SESSIONS, subscriber) as (source, target):
+        source.execute("UPDATE alicia_session_stats SET message_count = message_count + 1 WHERE id < 'ass_5'")
+        wait_until_received(source, target)
+        assert stats.verify(subscriber) != []
+        target.execute("SELECT FROM alicia_session_stats_repair()")
+        assert_exact(target)
+        assert stats.verify(subscriber) == []
