@@ -115,7 +115,12 @@ BEGIN
         bucket,
         slot,
         CLOCK_TIMESTAMP() AT TIME ZONE 'UTC',
-        COALESCE((SELECT t.message_count FROM alicia_session_stats_top_cutoff AS t), -1),
+        -- As above: this may be the older snapshot of a transaction under REPEATABLE READ.
+        COALESCE((
+            SELECT t.message_count
+            FROM alicia_session_stats_top_cutoff AS t
+            INNER JOIN alicia_session_stats_lowerings AS l ON l.last_value = t.lowerings
+        ), -1),
         COALESCE(SUM(sessions)::BIGINT, 0) + more_sessions,
         COALESCE(SUM(messages)::BIGINT, 0) + more_messages,
         COALESCE(SUM(tool_calls)::BIGINT, 0) + more_tool_calls,

@@ -80,6 +80,13 @@ CROSS JOIN LATERAL (
     OFFSET 0
 ) AS s
 WHERE NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::REGCLASS)
+    -- Under FORCE ROW LEVEL SECURITY the policy applies to the view's owner too, whoever reads, and would hide some.
+    AND NOT EXISTS (
+        SELECT FROM pg_class AS r
+        INNER JOIN pg_roles AS o ON r.relowner = o.oid
+        WHERE r.oid = 'alicia_session_stats'::REGCLASS AND r.relrowsecurity AND r.relforcerowsecurity
+            AND NOT o.rolsuper AND NOT o.rolbypassrls
+    )
     AND (c.message_count, c.created_at, c.id) >= (t.message_count, t.created_at, t.id)
     AND NOT EXISTS (
         SELECT FROM alicia_session_stats_top_candidates AS d

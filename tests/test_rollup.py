@@ -3,9 +3,9 @@
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -161,7 +161,8 @@ SESSIONS, CONVERSATIONS = 24, 4
 
 
 def some_id(chance: random.Random) -> str:
-    return f"ass_{chance.randrange(SESSIONS):02}"
+    number = chance.randrange(SESSIONS)
+    return f"{'ASS' if number % 3 == 0 else 'ass'}_{number:02}"  # In the order of bytes otherwise than in a person's.
 
 
 def some_time(chance: random.Random) -> datetime:
@@ -318,6 +319,170 @@ def test_random_concurrent_writers_leave_exact_sums_and_top_sessions_at_every_in
     assert repair(db) == 0
 
 
+# Random histories in hostile surroundings ------------------------------------------------------------------
+
+# What is refused there, and leaves no trace.
+REFUSED = (
+    *ORDINARY,
+    errors.LockNotAvailable,
+    errors.InvalidTransactionState,
+    errors.InsufficientPrivilege,
+    errors.FeatureNotSupported,
+)
+
+
+def truncate(connection: Connection, _: random.Random) -> None:
+    connection.execute("TRUNCATE alicia_session_stats")
+
+
+def bypass_and_repair(connection: Connection, chance: random.Random) -> None:
+    bypass(connection, chance)
+    connection.execute("SELECT FROM alicia_session_stats_repair()")
+
+
+def bypass(connection: Connection, chance: random.Random) -> None:
+    """Write without the triggers of the sessions. As their owner, who may disable them."""
+    connection.execute("ALTER TABLE alicia_session_stats DISABLE TRIGGER USER")
+    update("message_count = message_count + 7", connection, chance)
+    connection.execute("DELETE FROM alicia_session_stats WHERE id = %s", [some_id(chance)])
+    connection.execute("ALTER TABLE alicia_session_stats ENABLE TRIGGER USER")
+
+
+def restore_data(connection: Connection, _: random.Random) -> None:
+    """What pg_restore --data-only sends after the sessions are deleted: them, and the rollup's rows of the dump."""
+    tables = ("alicia_session_stats", "alicia_session_stats_rollup", "alicia_session_stats_top_candidates")
+    dump: list[tuple[str, list[bytes]]] = []
+    for table in tables:
+        with connection.cursor() as cursor, cursor.copy(f"COPY {table} TO STDOUT".encode()) as lines:
+            dump.append((table, [bytes(line) for line in lines]))
+    connection.execute("DELETE FROM alicia_session_stats")
+    for table, rows in dump:
+        with connection.cursor() as cursor, cursor.copy(f"COPY {table} FROM STDIN".encode()) as lines:
+            for row in rows:
+                lines.write(row)
+
+
+# What is done to the database before it is migrated, and after that.
+SURROUNDINGS = {
+    "plain": ("", ""),
+    "default isolation": ("ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'", ""),
+    "collation of the language": ('ALTER TABLE alicia_session_stats ALTER id TYPE TEXT COLLATE "en-x-icu"', ""),
+    "collation of bytes": ('ALTER TABLE alicia_session_stats ALTER id TYPE TEXT COLLATE "C"', ""),
+    "forced row security": (
+        "",
+        "ALTER TABLE alicia_session_stats ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY; "
+        "CREATE POLICY tenant ON alicia_session_stats USING (conversation_id <> 'ac_' || PG_BACKEND_PID() % 4)",
+    ),
+    "search_path": (
+        "",
+        "CREATE SCHEMA mine; {shadows}; GRANT USAGE ON SCHEMA mine TO rollup_owner; RESET search_path; "
+        "ALTER DATABASE {database} SET search_path = mine, public",
+    ),
+}
+# Smaller limits, so that what is rare otherwise happens in nearly each transaction.
+LIMITS = {
+    "list_size CONSTANT BIGINT := 1000": "list_size CONSTANT BIGINT := 6",
+    "max_versions CONSTANT INTEGER := 200": "max_versions CONSTANT INTEGER := 3",
+    "trim_every CONSTANT INTEGER := 50": "trim_every CONSTANT INTEGER := 2",
+}
+
+
+def lower_limits(db: Connection) -> None:
+    functions = "SELECT PG_GET_FUNCTIONDEF(oid) FROM pg_proc WHERE prosrc LIKE '%CONSTANT%' AND proname LIKE 'alicia%'"
+    replaced: set[str] = set()
+    for (function,) in db.execute(functions.encode()).fetchall():
+        lowered = function
+        for limit, lower in LIMITS.items():
+            replaced |= {limit} if limit in lowered else set()
+            lowered = lowered.replace(limit, lower)
+        db.execute(lowered.encode())
+    assert replaced == LIMITS.keys()
+
+
+def write_hostile_history(db: Connection, seed: int, transactions: int) -> int:
+    """Random transactions of the owner, also with TRUNCATE, repairs and restores. How many were committed."""
+    chance, committed = random.Random(seed), 0
+    statements = [*STATEMENTS, *STATEMENTS, truncate, bypass_and_repair, restore_data]
+    with closing(psycopg.connect(make_conninfo(conninfo_of(db), options="-c role=rollup_owner"), autocommit=True)) as connection:
+        for _ in range(transactions):
+            try:
+                connection.execute(chance.choice([b"BEGIN", *(f"BEGIN ISOLATION LEVEL {level}".encode() for level in LEVELS)]))
+                for _ in range(chance.randint(1, 4)):
+                    chance.choice(statements)(connection, chance)
+                connection.execute(chance.choice([b"COMMIT", b"COMMIT", b"COMMIT", b"ROLLBACK"]))
+                committed += 1
+            except REFUSED:
+                connection.rollback()
+    return committed
+
+
+def watch_each_statement(db: Connection, stop: threading.Event) -> int:
+    """Compare again and again, each time in a snapshot of its own: TRUNCATE is not safe for an older one. How often."""
+    compared = 0
+    with closing(connect(db, search_path="public")) as connection:
+        while not stop.is_set() or compared < 3:
+            with suppress(errors.DeadlockDetected):  # Under REPEATABLE READ, TRUNCATE also locks the rollup.
+                assert_exact(connection, 0)
+                compared += 1
+            time.sleep(0.02)
+    return compared
+
+
+@pytest.fixture
+def owner(bare: Connection) -> Iterator[str]:
+    """The role that owns the package's objects and the application's; no superuser."""
+    bare.execute("CREATE ROLE rollup_owner; GRANT ALL ON SCHEMA public TO rollup_owner")
+    yield "rollup_owner"
+    bare.execute("RESET search_path; DROP OWNED BY rollup_owner CASCADE; DROP ROLE rollup_owner")
+
+
+@pytest.mark.parametrize("surroundings", SURROUNDINGS)
+def test_random_histories_in_hostile_surroundings_are_exact(bare: Connection, owner: str, surroundings: str) -> None:
+    before, after = (
+        statement.format(database=bare.info.dbname, shadows=SHADOWS.replace("CREATE TEMPORARY TABLE ", "CREATE TABLE mine."))
+        for statement in SURROUNDINGS[surroundings]
+    )
+    bare.execute(f"SET ROLE {owner}; {APPLICATION}; RESET ROLE".encode())
+    try:
+        bare.execute(before.encode())
+    except (errors.FeatureNotSupported, errors.UndefinedObject):
+        pytest.skip("this server is built without ICU, and has no collation but that of bytes")
+    stats.migrate(make_conninfo(conninfo_of(bare), options=f"-c role={owner}"))
+    bare.execute("INSERT INTO alicia_conversations SELECT 'ac_' || n FROM GENERATE_SERIES(0, %s) AS n", [CONVERSATIONS - 1])
+    bare.execute("INSERT INTO alicia_conversations VALUES ('ac_old')")
+    bare.execute(after.encode())
+    lower_limits(bare)
+
+    stop = threading.Event()
+    with ThreadPoolExecutor() as pool, closing(connect(bare, "REPEATABLE READ", search_path="public")) as old:
+        watching = pool.submit(watch_each_statement, bare, stop)
+        try:
+            with old.transaction():
+                old.execute("SELECT FROM alicia_conversations")
+                committed = together([partial(write_hostile_history, bare, 100 + number, 30) for number in range(3)])
+                # In a snapshot that is older than everything: a session from the top of the list.
+                old.execute("INSERT INTO alicia_session_stats (id, conversation_id, message_count) VALUES ('old', 'ac_old', 1)")
+                old.execute("UPDATE alicia_session_stats SET message_count = 1000 WHERE id = 'old'")
+        finally:
+            stop.set()
+        assert watching.result() >= 3
+    assert min(committed) > 3
+
+    # A difference that stays, and several repairs of it at once.
+    with closing(connect(bare, search_path="public")) as repairing:
+        assert_exact(repairing, 0)
+        repairing.execute("ALTER TABLE alicia_session_stats NO FORCE ROW LEVEL SECURITY")
+        assert_exact(repairing, 1)
+        load(repairing, 30, messages="n % 20", prefix="new_")
+        bypass(repairing, random.Random(1))
+        repairing.execute("UPDATE alicia_session_stats SET session_duration_seconds = 1")
+        with ExitStack() as stack:
+            repairers = [stack.enter_context(closing(connect(bare, search_path="public"))) for _ in range(3)]
+            together([partial(repair, connection) for connection in repairers])
+        assert_exact(repairing, 3)
+        assert repair(repairing) == 0
+
+
 @pytest.mark.usefixtures("conversations")
 @pytest.mark.parametrize("level", LEVELS)
 def test_each_statement_of_one_writer_is_counted_before_the_next(db: Connection, level: str) -> None:
@@ -426,6 +591,21 @@ def test_session_written_in_a_snapshot_older_than_a_truncate_is_a_top_session(db
         old.execute("INSERT INTO alicia_session_stats (id, conversation_id) VALUES ('late', 'ac_1')")
         old.execute("UPDATE alicia_session_stats SET message_count = 5000 WHERE id = 'late'")
     assert_exact(db)
+
+
+@pytest.mark.parametrize(
+    "lowered", ["TRUNCATE alicia_session_stats", "DELETE FROM alicia_session_stats WHERE message_count > 600"]
+)
+def test_quarter_begun_in_a_snapshot_older_than_a_lowered_cutoff_hides_no_top_session(db: Connection, lowered: str) -> None:
+    load(db, 3000, messages="n")
+    with closing(connect(db, "REPEATABLE READ")) as old, old.transaction():
+        old.execute("SELECT FROM alicia_conversations")
+        db.execute(lowered.encode())
+        repair(db)
+        old.execute("INSERT INTO alicia_session_stats (id, conversation_id, created_at) VALUES ('late', 'ac_1', '2030-01-01')")
+    db.execute("UPDATE alicia_session_stats SET message_count = 700 WHERE id = 'late'")
+    assert_exact(db)
+    assert repair(db) == 0
 
 
 EXTREME_TIMES = [
@@ -809,15 +989,14 @@ def test_repair_while_others_write_loses_nothing(db: Connection) -> None:
         writers = [pool.submit(write, number) for number in range(1, 5)]
         try:
             unneeded = [repair(db) for _ in range(15)]
-            db.execute(
-                "INSERT INTO alicia_session_stats_rollup VALUES ('2024-03-31 01:00', 2147483647, '2024-03-31', -1, 1, 1, 1, 1, 1)"
-            )
+            bypassing = "SET session_replication_role = replica; {}; RESET session_replication_role"
+            db.execute(bypassing.format("INSERT INTO alicia_session_stats (conversation_id) VALUES ('ac_1')").encode())
             needed = repair(db)
         finally:
             stop.set()
         assert min(writer.result() for writer in writers) > 0
     assert set(unneeded) == {0}
-    assert needed == 1
+    assert needed == 2  # The sums of its quarter of an hour, and a top session.
     assert_exact(db)
     assert repair(db) == 0
 

@@ -200,6 +200,11 @@ def test_owner_under_forced_row_level_security_loses_no_top_session(bare: Connec
         )
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
         owner.execute("SELECT FROM alicia_session_stats_repair()")
+    # A role that no policy binds gets the top sessions of all tenants, although the view reads as its owner.
+    bare.execute("SET tenant.id = 'ac_1'")
+    top = "SELECT message_count FROM alicia_session_stats ORDER BY 1 DESC, created_at DESC, id DESC LIMIT 10"
+    answer = [row["message_count"] for row in stats.query(bare, "most_active_sessions", limit=10)]
+    assert answer == [count for (count,) in bare.execute(top).fetchall()]
     owner.execute("ALTER TABLE alicia_session_stats NO FORCE ROW LEVEL SECURITY")
     assert_exact(bare)
 
