@@ -82,7 +82,7 @@ DOCUMENTED = {
         FROM alicia_session_stats
         WHERE conversation_id = {conversation}""",
 }
-OTHERS = ("daily_usage", "usage_change", "busiest_hours", "growth_forecast")
+OTHERS = ("usage_over_time", "usage_change", "busiest_hours", "growth_forecast")
 FASTER = {"average_session_metrics": (100, 1.0), "most_active_sessions": (1000, 0.2)}  # Times, and milliseconds.
 # A conversation has as many sessions in a large sample as in a small one.
 TYPICAL = """

@@ -420,7 +420,7 @@ def test_a_reader_still_reads_and_does_not_write(reader: str) -> None:
     scale(reader)
     with stats.connect(reader) as connection:
         connection.execute("SET ROLE alicia_reader")
-        for name in ("average_session_metrics", "most_active_sessions", "daily_usage"):
+        for name in ("average_session_metrics", "most_active_sessions", "usage_over_time"):
             assert connection.execute(QUERIES[name].statement.encode(), values(name, {})).fetchall() != []
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("DELETE FROM alicia_session_stats_shard_rollup")

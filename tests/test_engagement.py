@@ -7,13 +7,28 @@ from datetime import date, datetime, time, timedelta
 from fractions import Fraction
 
 import pytest
-from test_usage import BIGGEST, ZONES, Connection, Rows, Session, ask, bar, column, holds, load, local, now_of, rounded, within
+from test_usage import (
+    BIGGEST,
+    INSTANT,
+    ZONES,
+    Connection,
+    Rows,
+    Session,
+    ask,
+    bar,
+    column,
+    holds,
+    load,
+    local,
+    now_of,
+    rounded,
+    within,
+)
 from test_usage import still as still  # fixtures
 from test_usage import usage_database as usage_database
 
 import alicia_session_stats as stats
 
-INSTANT = timedelta(microseconds=1)
 LENGTHS = {
     0: "0 s",
     1: "under 10 s",

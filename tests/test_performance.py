@@ -1,36 +1,16 @@
 """Metric usage and session percentiles answer what a model in plain Python does, over generated sessions."""
 
-from collections.abc import Iterable
-from datetime import datetime, timedelta
 from fractions import Fraction
 from statistics import quantiles
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_usage import BIGGEST, FEW, ZONES, Connection, Rows, Session, ask, load, nearly, within
+from test_usage import BIGGEST, DAY, FEW, INSTANT, NOW, ZONES, Connection, Rows, Session, answer, nearly, within
 from test_usage import still as still  # fixtures
 from test_usage import usage_database as usage_database
 
 import alicia_session_stats as stats
-
-NOW = datetime(2024, 2, 29, 12)
-DAY = timedelta(days=1)
-INSTANT = timedelta(microseconds=1)
-
-
-def answer(
-    db: Connection, name: str, sessions: Iterable[Session], now: datetime = NOW, zone: str = "UTC", **params: object
-) -> Rows:
-    """What a query answers when these are all the sessions, it is now (UTC), and the session's TimeZone is zone."""
-    with db.transaction(force_rollback=True):
-        # NOW() finds this function before the server's own.
-        db.execute("CREATE SCHEMA clock")
-        db.execute(f"CREATE FUNCTION clock.now() RETURNS TIMESTAMPTZ STABLE RETURN TIMESTAMPTZ '{now}+00'".encode())
-        db.execute("SELECT SET_CONFIG('search_path', 'clock, pg_catalog, ' || CURRENT_SCHEMA(), TRUE)")
-        db.execute("SELECT SET_CONFIG('TimeZone', %s, TRUE)", [zone])
-        load(db, sessions)
-        return ask(db, name, **params)
 
 
 @st.composite

@@ -13,8 +13,7 @@ import pytest
 from conftest import conninfo_of, scalar
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_performance import DAY, INSTANT, answer
-from test_usage import BIGGEST, FEW, ZONES, Connection, Rows, Session, bar, local
+from test_usage import BIGGEST, DAY, FEW, INSTANT, ZONES, Connection, Rows, Session, answer, bar, local
 from test_usage import still as still  # fixtures
 from test_usage import usage_database as usage_database
 

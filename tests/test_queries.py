@@ -45,6 +45,7 @@ GIVEN = {
     "since_days": "7",
     "tool_calls": "3",
     "tz": "Asia/Kathmandu",
+    "unit": "week",
     "until": "2026-11-20 17:30+05:45",
     "weeks": "4",
 }

@@ -140,9 +140,9 @@ def test_definitions_are_those_of_the_query_file(seen: Page, section: str) -> No
 
 
 def test_each_returned_column_is_a_line_of_the_definitions(seen: Page) -> None:
-    names = seen.locator("#daily_usage details dt").all_text_contents()
+    names = seen.locator("#usage_over_time details dt").all_text_contents()
     assert {"sessions", "sessions_7d_mean", "is_partial"} <= set(names)
-    assert len(names) == seen.locator("#daily_usage details dd:not(.sentence)").count()
+    assert len(names) == seen.locator("#usage_over_time details dd:not(.sentence)").count()
 
 
 def test_two_sections_show_the_usage_of_two_metrics(seen: Page) -> None:
@@ -237,27 +237,27 @@ def test_every_column_can_be_sorted_with_the_keyboard(page: Page) -> None:
 
 
 def test_keyboard_focus_is_visible(page: Page) -> None:
-    header(page, "daily_usage", "sessions").focus()
+    header(page, "usage_over_time", "sessions").focus()
     page.keyboard.press("Shift+Tab")
-    assert page.evaluate("document.activeElement.textContent") == "day"
+    assert page.evaluate("document.activeElement.textContent") == "period_start"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
 def test_numbers_sort_as_numbers(page: Page) -> None:
     def numbers() -> list[float]:
-        return [float(text.replace(",", "")) for text in column(page, "daily_usage", "messages")]
+        return [float(text.replace(",", "")) for text in column(page, "usage_over_time", "messages")]
 
     before = numbers()
-    header(page, "daily_usage", "messages").click()
+    header(page, "usage_over_time", "messages").click()
     assert numbers() == sorted(before) != sorted(before, key=str)
-    header(page, "daily_usage", "messages").click()
+    header(page, "usage_over_time", "messages").click()
     assert numbers() == sorted(before, reverse=True)
 
 
 def test_sorting_moves_whole_rows(page: Page) -> None:
-    rows = page.locator("#daily_usage tbody tr")
+    rows = page.locator("#usage_over_time tbody tr")
     before = rows.all_text_contents()
-    header(page, "daily_usage", "messages").click()
+    header(page, "usage_over_time", "messages").click()
     assert rows.all_text_contents() != before
     assert sorted(rows.all_text_contents()) == sorted(before)
 
@@ -272,10 +272,10 @@ def test_cells_without_a_value_sort_last_both_ways(page: Page) -> None:
 
 def test_only_the_sorted_column_is_marked_as_sorted(page: Page) -> None:
     sorts = "all => all.map(one => one.ariaSort).filter(one => one !== 'none')"
-    header(page, "daily_usage", "messages").click()
-    header(page, "daily_usage", "day").click()
-    header(page, "daily_usage", "day").click()
-    assert page.locator("#daily_usage th[scope=col]").evaluate_all(sorts) == ["descending"]
+    header(page, "usage_over_time", "messages").click()
+    header(page, "usage_over_time", "period_start").click()
+    header(page, "usage_over_time", "period_start").click()
+    assert page.locator("#usage_over_time th[scope=col]").evaluate_all(sorts) == ["descending"]
 
 
 CONTRAST = """() => {
@@ -341,7 +341,7 @@ def test_each_chart_has_a_title_labelled_axes_and_a_text_for_screen_readers(seen
 
 
 def test_the_trend_shows_sessions_their_mean_and_the_forecast(seen: Page) -> None:
-    chart = seen.locator("#daily_usage figure")
+    chart = seen.locator("#usage_over_time figure")
     assert chart.locator("figcaption span").all_inner_texts() == [
         "whole day",
         "today so far",
@@ -357,9 +357,9 @@ def test_the_trend_shows_sessions_their_mean_and_the_forecast(seen: Page) -> Non
 
 
 def test_today_is_drawn_lighter_and_is_not_in_the_mean(seen: Page) -> None:
-    for section in ("daily_usage", "peak_concurrency"):
+    for section in ("usage_over_time", "peak_concurrency"):
         assert seen.locator(f"#{section} .wide path[fill='var(--partial)']").count() == 1
-    mean = seen.locator("#daily_usage .wide path[stroke='var(--mean)']").get_attribute("d") or ""
+    mean = seen.locator("#usage_over_time .wide path[stroke='var(--mean)']").get_attribute("d") or ""
     assert len(re.findall("[ML]", mean)) == 89
 
 

@@ -183,7 +183,7 @@ def test_policy_shows_a_tenant_its_own_answers_in_every_query(bare: Connection, 
     window = "FROM alicia_session_stats_between(NOW()::TIMESTAMP - INTERVAL '9 days', 'infinity')"
     assert tenant.execute(f"SELECT SUM(messages), SUM(sessions) {window}".encode()).fetchone() == bare.execute(alone).fetchone()
     assert {row["conversation_id"] for row in stats.query(tenant, "most_active_sessions", limit=400)} == {"ac_1"}
-    assert sum(row["sessions"] for row in stats.query(tenant, "daily_usage", days=5)) == 250
+    assert sum(row["sessions"] for row in stats.query(tenant, "usage_over_time", days=5)) == 250
 
 
 def test_owner_under_forced_row_level_security_loses_no_top_session(bare: Connection, login: Callable[..., Connection]) -> None:

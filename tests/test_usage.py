@@ -1,8 +1,8 @@
-"""daily_usage, busiest_hours and usage_change answer what a model in plain Python does, and what their headers say."""
+"""usage_over_time, busiest_hours and usage_change answer what a model in plain Python does, and what their headers say."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -30,7 +30,9 @@ INSTANTS = [
     datetime(2025, 11, 2, 5),  # Havana goes from 1:00 to 0:00: that midnight comes twice.
     datetime(2025, 11, 2, 6),  # New York goes from 2:00 to 1:00.
 ]
+DAY = timedelta(days=1)
 INSTANT = timedelta(microseconds=1)
+NOW = datetime(2024, 2, 29, 12)
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
 
 
@@ -86,6 +88,20 @@ def ask(db: Connection, name: str, **params: Any) -> Rows:
     """What a query answers; decimals as fractions."""
     rows = stats.query(db, name, **params)
     return [tuple(Fraction(v) if isinstance(v, Decimal) else v for v in row.values()) for row in rows]
+
+
+def answer(
+    db: Connection, name: str, sessions: Iterable[Session], now: datetime = NOW, zone: str = "UTC", **params: object
+) -> Rows:
+    """What a query answers when these are all the sessions, it is now (UTC), and the session's TimeZone is zone."""
+    with db.transaction(force_rollback=True):
+        # NOW() finds this function before the server's own.
+        db.execute("CREATE SCHEMA clock")
+        db.execute(f"CREATE FUNCTION clock.now() RETURNS TIMESTAMPTZ STABLE RETURN TIMESTAMPTZ '{now}+00'".encode())
+        db.execute("SELECT SET_CONFIG('search_path', 'clock, pg_catalog, ' || CURRENT_SCHEMA(), TRUE)")
+        db.execute("SELECT SET_CONFIG('TimeZone', %s, TRUE)", [zone])
+        load(db, sessions)
+        return ask(db, name, **params)
 
 
 def column(db: Connection, name: str, column: str, **params: Any) -> list[Any]:
@@ -159,18 +175,43 @@ def totals(sessions: list[Session]) -> tuple[int, ...]:
     return len(sessions), len(set(conversations)), *map(sum, counts)
 
 
-def daily_usage(sessions: list[Session], now: datetime, days: int, tz: str) -> Rows:
-    today = local(now - INSTANT, tz).date()
-    by_day: dict[date, list[Session]] = {today - timedelta(n): [] for n in range(days + 6)}
+def period(at: datetime, unit: str) -> datetime:
+    """The start of the hour, day, week or month of a local time."""
+    midnight = at.replace(hour=0, minute=0, second=0, microsecond=0)
+    match unit:
+        case "hour":
+            return at.replace(minute=0, second=0, microsecond=0)
+        case "week":
+            return midnight - timedelta(midnight.weekday())
+        case "month":
+            return midnight.replace(day=1)
+        case _:
+            return midnight
+
+
+def usage_over_time(sessions: list[Session], now: datetime, days: int, tz: str, unit: str = "day") -> Rows:
+    def start(at: datetime) -> datetime:
+        return period(local(at, tz).replace(tzinfo=None, fold=0), unit)
+
+    first = period(local(now - INSTANT, tz).replace(tzinfo=None, fold=0), "day") - timedelta(days - 1)
+    # The periods that clocks have shown: by half-hours, because some zones go back or forward by one.
+    step = timedelta(minutes=30 if unit == "hour" else 360)
+    steps = (days + 40) * DAY // step
+    by_period: dict[datetime, list[Session]] = {start(now - INSTANT - n * step): [] for n in reversed(range(steps))}
     for session in sessions:
-        if session.created_at < now:
-            by_day.setdefault(local(session.created_at, tz).date(), []).append(session)
-    shown = [today - timedelta(n) for n in reversed(range(days))]
-    most = max((len(by_day[day]) for day in shown), default=0)
+        if session.created_at < now and start(session.created_at) in by_period:
+            by_period[start(session.created_at)].append(session)
+    # Clocks that go back from 3:45 to 2:45 show the hour 3, then the hour 2 again.
+    last = max(start(now - INSTANT), *(each for each, those in by_period.items() if those), datetime.min)
+    shown = [each for each in sorted(by_period) if period(first, unit) <= each <= last] if days else []
+    most = max((len(by_period[each]) for each in shown), default=0)
     rows: Rows = []
-    for day in shown:
-        week = sum(len(by_day[day - timedelta(n)]) for n in range(7))
-        rows.append((day, *totals(by_day[day]), Fraction(week, 7), day == local(now, tz).date(), bar(len(by_day[day]), most, 9)))
+    for each in shown:
+        week = [len(those) for day, those in by_period.items() if each - timedelta(6) <= day <= each]
+        is_partial = each >= start(now)
+        mean = Fraction(sum(week), len(week)) if unit == "day" and not is_partial else None
+        count = len(by_period[each])
+        rows.append((each, *totals(by_period[each]), mean, is_partial, bar(count, most, 9)))
     return rows
 
 
@@ -192,8 +233,41 @@ def usage_change(sessions: list[Session], now: datetime, days: int) -> Rows:
     ]
 
 
-def test_daily_usage_is_the_models(still: Connection) -> None:
-    holds(still, "daily_usage", daily_usage, zoned=True)
+def test_usage_over_time_by_day_is_the_models(still: Connection) -> None:
+    holds(still, "usage_over_time", usage_over_time, zoned=True)
+
+
+# Clocks go back or forward by an hour, by half an hour, or skip a day.
+CHANGES = [
+    ("America/New_York", datetime(2025, 3, 9, 7)),
+    ("America/New_York", datetime(2025, 11, 2, 6)),
+    ("America/Havana", datetime(2025, 3, 9, 5)),
+    ("America/Havana", datetime(2025, 11, 2, 5)),
+    ("Australia/Lord_Howe", datetime(2024, 4, 6, 15)),
+    ("Australia/Lord_Howe", datetime(2024, 10, 5, 15, 30)),
+    ("Pacific/Apia", datetime(2011, 12, 30, 10)),
+    ("Asia/Kathmandu", datetime(2024, 2, 28, 18, 15)),
+    ("Pacific/Chatham", datetime(2024, 4, 6, 14)),
+]
+
+
+@pytest.mark.parametrize("unit", ["hour", "day", "week", "month"])
+def test_usage_over_time_is_the_models_where_clocks_change(unit: str, still: Connection) -> None:
+    @FEW
+    @given(
+        st.sampled_from(CHANGES),
+        st.lists(st.tuples(st.integers(-400, 40), st.integers(-1, 1)), max_size=30),
+        st.integers(-2, 120).map(lambda n: n * DAY / 48),
+        st.sampled_from([0, 1, 2, 3, 9, 33]),
+        st.sampled_from(ZONES),
+    )
+    def check(change: Any, drawn: Any, later: timedelta, days: int, zone: str) -> None:
+        tz, at = change
+        sessions = [Session(at + n * DAY / 96 + step * INSTANT, f"ac_{n % 3}", 1, 2, 3, 4) for n, step in drawn]
+        found = answer(still, "usage_over_time", sessions, at + later, zone, days=days, tz=tz, unit=unit)
+        assert found == nearly(usage_over_time(sessions, at + later, days, tz, unit))
+
+    check()
 
 
 def test_busiest_hours_are_the_models(still: Connection) -> None:
@@ -208,8 +282,12 @@ def test_usage_change_is_the_models(still: Connection) -> None:
 
 
 def days_since(db: Connection, day: date, tz: str) -> int:
-    """How many days daily_usage has to show for that one to be the first."""
+    """How many days usage_over_time has to show for that one to be the first."""
     return (local(now_of(db), tz).date() - day).days + 1
+
+
+def midnight(at: datetime) -> datetime:
+    return datetime.combine(at.date(), time())
 
 
 def hourly(start: datetime, hours: int) -> list[Session]:
@@ -217,8 +295,9 @@ def hourly(start: datetime, hours: int) -> list[Session]:
 
 
 def test_without_sessions_every_day_has_a_row_of_zeros(still: Connection) -> None:
-    today = now_of(still).date()
-    assert ask(still, "daily_usage") == [(today - timedelta(29 - n), *[0] * 7, n == 29, None) for n in range(30)]
+    today = midnight(now_of(still))
+    expected = [(today - timedelta(29 - n), *[0] * 7, False, None) for n in range(29)]
+    assert ask(still, "usage_over_time") == [*expected, (today, *[0] * 6, None, True, None)]
 
 
 def test_without_sessions_every_hour_has_a_row_of_zeros(still: Connection) -> None:
@@ -231,23 +310,23 @@ def test_without_sessions_every_metric_is_0_and_its_change_in_percent_null(still
 
 def test_conversations_that_are_left_out_are_null_and_everything_else_the_same(still: Connection) -> None:
     load(still, [Session(now_of(still) - timedelta(n, microseconds=1), messages=n) for n in range(9)])
-    days = stats.query(still, "daily_usage")
-    assert stats.query(still, "daily_usage", conversations=False) == [{**row, "conversations": None} for row in days]
+    days = stats.query(still, "usage_over_time")
+    assert stats.query(still, "usage_over_time", conversations=False) == [{**row, "conversations": None} for row in days]
     sessions, conversations, *others = ask(still, "usage_change")
     assert ask(still, "usage_change", conversations=False) == [sessions, (conversations[0], *[None] * 4), *others]
 
 
 def test_session_over_midnight_counts_in_the_day_it_starts_in(still: Connection) -> None:
-    midnight = datetime.combine(now_of(still).date(), datetime.min.time())
-    load(still, [Session(midnight - timedelta(microseconds=1), seconds=7200), Session(midnight)])
-    assert [row[1:7] for row in ask(still, "daily_usage", days=2)] == [(1, 1, 0, 0, 0, 7200), (1, 1, 0, 0, 0, 0)]
+    today = midnight(now_of(still))
+    load(still, [Session(today - INSTANT, seconds=7200), Session(today)])
+    assert [row[1:7] for row in ask(still, "usage_over_time", days=2)] == [(1, 1, 0, 0, 0, 7200), (1, 1, 0, 0, 0, 0)]
 
 
 def test_day_in_kathmandu_begins_at_a_quarter_past_six_in_the_evening_utc(still: Connection) -> None:
-    today = local(now_of(still), "Asia/Kathmandu").date()
-    midnight = datetime.combine(today, datetime.min.time()) - timedelta(hours=5, minutes=45)
-    load(still, [Session(midnight - timedelta(microseconds=1)), Session(midnight), Session(midnight)])
-    assert [row[:2] for row in ask(still, "daily_usage", days=2, tz="Asia/Kathmandu")] == [
+    today = midnight(local(now_of(still), "Asia/Kathmandu").replace(tzinfo=None))
+    begin = today - timedelta(hours=5, minutes=45)
+    load(still, [Session(begin - INSTANT), Session(begin), Session(begin)])
+    assert [row[:2] for row in ask(still, "usage_over_time", days=2, tz="Asia/Kathmandu")] == [
         (today - timedelta(1), 1),
         (today, 2),
     ]
@@ -267,25 +346,26 @@ def test_day_in_kathmandu_begins_at_a_quarter_past_six_in_the_evening_utc(still:
 def test_day_on_which_clocks_change_has_23_or_25_hours(still: Connection, tz: str, day: date, hours: int) -> None:
     load(still, hourly(datetime.combine(day, datetime.min.time()) - timedelta(days=1), 72))
     days = days_since(still, day, tz)
-    week = ask(still, "daily_usage", days=days, tz=tz)[:7]
-    assert week[0][:2] == (day, hours)
-    mean = column(still, "daily_usage", "sessions_7d_mean", days=days - 6, tz=tz)[0]
+    week = ask(still, "usage_over_time", days=days, tz=tz)[:7]
+    assert week[0][:2] == (datetime.combine(day, time()), hours)
+    mean = column(still, "usage_over_time", "sessions_7d_mean", days=days - 6, tz=tz)[0]
     assert mean == rounded(Fraction(sum(row[1] for row in week), 7))
 
 
 @pytest.mark.parametrize("tz", ZONES)
 def test_mean_of_the_first_day_includes_the_six_days_before_it(still: Connection, tz: str) -> None:
-    start = local(now_of(still), tz).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(6)
-    begin = start.astimezone(UTC).replace(tzinfo=None)
-    load(still, [Session(begin - timedelta(microseconds=1)), Session(begin), Session(begin), Session(now_of(still) - INSTANT)])
-    (row,) = stats.query(still, "daily_usage", days=1, tz=tz)
-    assert (row["sessions"], row["sessions_7d_mean"]) == (1, Decimal("0.43"))
+    today = local(now_of(still), tz).replace(hour=0, minute=0, second=0, microsecond=0)
+    begin = (today - timedelta(7)).astimezone(UTC).replace(tzinfo=None)
+    load(still, [Session(begin - INSTANT), Session(begin), Session(begin), Session(today.astimezone(UTC).replace(tzinfo=None))])
+    yesterday, unfinished = stats.query(still, "usage_over_time", days=2, tz=tz)
+    assert (yesterday["sessions"], yesterday["sessions_7d_mean"]) == (0, Decimal("0.29"))
+    assert (unfinished["sessions"], unfinished["sessions_7d_mean"]) == (1, None)
 
 
 def test_bar_has_a_block_for_any_session_and_nine_for_the_busiest_day(still: Connection) -> None:
     now = now_of(still)
     load(still, [Session(now - INSTANT)] * 100 + [Session(now - timedelta(1))])
-    assert column(still, "daily_usage", "bar", days=3) == ["", "█", "█" * 9]
+    assert column(still, "usage_over_time", "bar", days=3) == ["", "█", "█" * 9]
 
 
 def test_hour_that_comes_twice_counts_twice(still: Connection) -> None:
@@ -316,14 +396,14 @@ def test_window_includes_its_start_and_excludes_its_end(still: Connection) -> No
 def test_conversation_counts_once_in_each_day_and_in_each_period(still: Connection) -> None:
     now = now_of(still)
     load(still, [Session(now - timedelta(n, microseconds=1)) for n in (0, 0, 1, 7)])
-    assert [row[1:3] for row in ask(still, "daily_usage", days=3)][1:] == [(1, 1), (2, 1)]
+    assert [row[1:3] for row in ask(still, "usage_over_time", days=3)][1:] == [(1, 1), (2, 1)]
     assert [row[:3] for row in ask(still, "usage_change")][:2] == [("sessions", 3, 1), ("conversations", 1, 1)]
 
 
 def test_counts_at_the_integer_maximum_add_up(still: Connection) -> None:
-    midnight = datetime.combine(now_of(still).date(), datetime.min.time())
-    load(still, [Session(midnight - timedelta(hours=1), f"ac_{n}", BIGGEST, BIGGEST, BIGGEST, BIGGEST) for n in range(3)])
-    assert ask(still, "daily_usage", days=2)[0][1:7] == (3, 3, *[3 * BIGGEST] * 4)
+    today = midnight(now_of(still))
+    load(still, [Session(today - timedelta(hours=1), f"ac_{n}", BIGGEST, BIGGEST, BIGGEST, BIGGEST) for n in range(3)])
+    assert ask(still, "usage_over_time", days=2)[0][1:7] == (3, 3, *[3 * BIGGEST] * 4)
     assert column(still, "usage_change", "this_period") == [3, 3, *[3 * BIGGEST] * 4]
 
 
@@ -334,7 +414,7 @@ def test_every_session_is_counted_once(still: Connection, tz: str) -> None:
     load(still, sessions)
     expected = dict(zip(MEASURES, totals(sessions), strict=True))
     del expected["conversations"]  # Those of two days are not those of both.
-    days = stats.query(still, "daily_usage", days=400, tz=tz)
+    days = stats.query(still, "usage_over_time", days=400, tz=tz)
     assert {measure: sum(row[measure] for row in days) for measure in expected} == expected
     hours = stats.query(still, "busiest_hours", days=400, tz=tz)
     weekdays = [day for day in hours[0] if day not in ("hour", "sessions", "bar")]
@@ -355,3 +435,28 @@ def test_change_from_nothing_has_no_percentage_and_change_to_nothing_is_100_perc
         "memories": (0, 0, 0, None),
         "seconds": (0, 0, 0, None),
     }
+
+
+def test_week_begins_on_monday_and_month_on_its_first_day_also_before_the_window(still: Connection) -> None:
+    thursday = datetime(2024, 2, 29, 12)
+    sessions = [Session(thursday - n * DAY) for n in range(1, 80)]
+    weeks = answer(still, "usage_over_time", sessions, thursday, unit="week", days=14)
+    assert [(row[0], row[1], row[8]) for row in weeks] == [
+        (datetime(2024, 2, 12), 7, False),
+        (datetime(2024, 2, 19), 7, False),
+        (datetime(2024, 2, 26), 3, True),
+    ]
+    months = answer(still, "usage_over_time", sessions, thursday, unit="month", days=30)
+    assert [(row[0], row[1]) for row in months] == [(datetime(2024, 1, 1), 31), (datetime(2024, 2, 1), 28)]
+
+
+def test_unfinished_day_is_in_no_mean(still: Connection) -> None:
+    rows = answer(still, "usage_over_time", [Session(NOW - INSTANT)] * 70 + [Session(NOW - DAY)] * 7, days=2)
+    assert [row[7:9] for row in rows] == [(1, False), (None, True)]
+
+
+def test_unknown_unit_is_one_clear_error(still: Connection) -> None:
+    load(still, [Session(now_of(still) - INSTANT)])
+    with pytest.raises(stats.UsageError, match="usage_over_time: unit must be hour, day, week or month") as raised:
+        stats.query(still, "usage_over_time", unit="year")
+    assert raised.value.sqlstate == "22023"

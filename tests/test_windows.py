@@ -7,8 +7,7 @@ import pytest
 from conftest import conninfo_of, psql, scalar
 from hypothesis import given
 from hypothesis import strategies as st
-from test_performance import DAY, INSTANT, answer
-from test_usage import BIGGEST, FEW, INSTANTS, ZONES, Connection, Session, load
+from test_usage import BIGGEST, DAY, FEW, INSTANT, INSTANTS, ZONES, Connection, Session, answer, load
 from test_usage import still as still  # fixtures
 from test_usage import usage_database as usage_database
 

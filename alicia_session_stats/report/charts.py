@@ -17,8 +17,8 @@ TREND_COLOURS = {
 
 
 def sessions_per_day(answers: Answers) -> Chart | None:
-    """Draw the sessions of daily_usage with their mean of 7 days, then those of growth_forecast."""
-    past = answers["daily_usage"]
+    """Draw the sessions of usage_over_time with their mean of 7 days, then those of growth_forecast."""
+    past = _past(answers)
     if not any(row["sessions"] for row in past):
         return None
     highest = max(past, key=lambda row: row["sessions"])
@@ -27,9 +27,14 @@ def sessions_per_day(answers: Answers) -> Chart | None:
 
 
 def messages_per_day(answers: Answers) -> Chart | None:
-    """Draw the messages of daily_usage, then those of growth_forecast."""
-    past, forecast = answers["daily_usage"], _forecast(answers, "messages")
+    """Draw the messages of usage_over_time, then those of growth_forecast."""
+    past, forecast = _past(answers), _forecast(answers, "messages")
     return _trend("messages", "", past, forecast) if forecast and any(row["messages"] for row in past) else None
+
+
+def _past(answers: Answers) -> Rows:
+    """Return the rows of usage_over_time, whose periods are days here."""
+    return [{**row, "day": row["period_start"].date()} for row in answers["usage_over_time"]]
 
 
 def _forecast(answers: Answers, measure: str) -> Rows:
@@ -131,7 +136,7 @@ def concurrent_sessions(answers: Answers) -> Chart | None:
 
 # By the name of the query in whose section the chart stands.
 CHARTS: dict[str, Callable[[Answers], Chart | None]] = {
-    "daily_usage": sessions_per_day,
+    "usage_over_time": sessions_per_day,
     "busiest_hours": sessions_by_hour,
     "peak_concurrency": concurrent_sessions,
     "growth_forecast": messages_per_day,

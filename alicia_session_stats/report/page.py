@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 LEFT_OUT = ("session_stats", "verify", "verify_rollup")
 # The parameters that are not the default. A query that is listed twice has two sections.
 GIVEN: dict[str, tuple[dict[str, str], ...]] = {
-    "daily_usage": ({"days": "90"},),  # As many days as the forecast beside it learns from.
+    "usage_over_time": ({"days": "90"},),  # As many days as the forecast beside it learns from.
     "metric_usage": ({"metric": "tool_calls"}, {"metric": "memories"}),
 }
 
