@@ -220,6 +220,53 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_is_time_zone(TEXT) IS
 'Private: true, or an error. AT TIME ZONE also accepts +02:00, with the sign of POSIX, and abbreviations.';
 
+-- PL/pgSQL, whose every statement has a snapshot of its own: a concurrent call with the same id may commit while the INSERT
+-- waits for it.
+CREATE OR REPLACE FUNCTION alicia_session_stats_start(of_conversation TEXT, session_id TEXT) RETURNS TABLE (
+    id TEXT, conversation_id TEXT, message_count INTEGER, tool_call_count INTEGER, memories_used INTEGER,
+    session_duration_seconds INTEGER, created_at TIMESTAMP, updated_at TIMESTAMP
+)
+LANGUAGE plpgsql
+AS $function$
+#variable_conflict use_column
+BEGIN
+    IF session_id = 'new' THEN
+        RETURN QUERY
+        INSERT INTO alicia_session_stats AS s (conversation_id, created_at, updated_at)
+        VALUES (of_conversation, NOW() AT TIME ZONE 'UTC', NOW() AT TIME ZONE 'UTC')
+        RETURNING
+            s.id, s.conversation_id, s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds,
+            s.created_at, s.updated_at;
+        RETURN;
+    END IF;
+
+    RETURN QUERY
+    INSERT INTO alicia_session_stats AS s (id, conversation_id, created_at, updated_at)
+    VALUES (session_id, of_conversation, NOW() AT TIME ZONE 'UTC', NOW() AT TIME ZONE 'UTC')
+    ON CONFLICT DO NOTHING
+    RETURNING
+        s.id, s.conversation_id, s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds,
+        s.created_at, s.updated_at;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+
+    RETURN QUERY
+    SELECT
+        s.id, s.conversation_id, s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds,
+        s.created_at, s.updated_at
+    FROM alicia_session_stats AS s
+    WHERE s.id = session_id AND s.conversation_id = of_conversation;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'session % belongs to another conversation than %', session_id, of_conversation
+            USING ERRCODE = 'unique_violation';
+    END IF;
+END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_start(TEXT, TEXT) IS
+'Private: starts a session of a conversation, for start_session; with an id other than new, once';
+
 CREATE OR REPLACE FUNCTION alicia_session_stats_differences()
 RETURNS TABLE (bucket_start TIMESTAMP, sessions BIGINT, messages BIGINT, tool_calls BIGINT, memories BIGINT, seconds BIGINT)
 -- SECURITY DEFINER, so that a role that reads the views can verify them. It tells differences only.
@@ -412,6 +459,7 @@ BEGIN
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_utc(text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_window_end(text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_is_time_zone(text)');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_start(text,text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_differences()');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_sessions_without_candidate()', is_closed => TRUE);
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_missing_candidates()');

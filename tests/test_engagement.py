@@ -7,19 +7,27 @@ from datetime import date, datetime, time, timedelta
 from fractions import Fraction
 
 import pytest
+from conftest import ROOT, conninfo_of, psql
+from hypothesis import given
+from hypothesis import strategies as st
 from test_usage import (
     BIGGEST,
+    DAY,
+    FEW,
     INSTANT,
+    INSTANTS,
     ZONES,
     Connection,
     Rows,
     Session,
+    answer,
     ask,
     bar,
     column,
     holds,
     load,
     local,
+    nearly,
     now_of,
     rounded,
     within,
@@ -284,3 +292,67 @@ def test_every_conversation_is_in_one_cohort(still: Connection, tz: str) -> None
     rows = ask(still, "conversation_retention", weeks=14, tz=tz)
     assert sum(row[1] for row in rows) == 97
     assert all(share is None or 0 <= share <= 100 for row in rows for share in row[2:10])
+
+
+# Active users ---------------------------------------------------------------------------------------------
+
+
+def active_users(sessions: list[Session], now: datetime, days: int, tz: str, users: dict[str, str]) -> Rows:
+    active: dict[date, set[str]] = {}
+    for session in sessions:
+        if session.created_at < now and session.conversation in users:
+            active.setdefault(local(session.created_at, tz).date(), set()).add(users[session.conversation])
+    last = local(now - INSTANT, tz).date()
+
+    def in_days(day: date, count: int) -> set[str]:
+        return set[str]().union(*(active.get(day - timedelta(n), set()) for n in range(count)))
+
+    rows: Rows = []
+    for day in (last - timedelta(n) for n in reversed(range(days))):
+        daily, weekly, monthly = (in_days(day, count) for count in (1, 7, 30))
+        before = set[str]().union(*(those for other, those in active.items() if other < day))
+        is_partial = day == local(now, tz).date()
+        stickiness = None if is_partial else share(len(daily), len(monthly))
+        counts = (len(daily), len(weekly), len(monthly), len(daily - before), len(daily & before))
+        rows.append((day, *counts, stickiness, is_partial))
+    return rows
+
+
+def test_active_users_are_the_models(still: Connection) -> None:
+    users = {"ac_1": "1", "ac_2": "1", "ac_3": "2", "ac_4": "3"}  # Nobody has ac_5.
+    still.execute("ALTER TABLE alicia_conversations ADD COLUMN user_id INTEGER")
+    ages = st.integers(0, 8) | st.integers(0, 75) | st.just(200)
+
+    @FEW
+    @given(
+        st.lists(st.tuples(ages, st.integers(0, 95), st.integers(1, 5)), max_size=30),
+        st.sampled_from(INSTANTS),
+        st.sampled_from([0, 1, 8, 31]),
+        st.sampled_from(ZONES),
+        st.sampled_from(ZONES),
+    )
+    def check(drawn: list[tuple[int, int, int]], now: datetime, days: int, tz: str, zone: str) -> None:
+        sessions = [Session(now + timedelta(hours=9) - DAY * n - DAY * m / 96, f"ac_{of}") for n, m, of in drawn]
+        with still.transaction(force_rollback=True):
+            # Conversations are loaded without a user.
+            still.execute("""
+                CREATE FUNCTION set_user() RETURNS TRIGGER LANGUAGE plpgsql AS $$
+                BEGIN
+                    NEW.user_id := (ARRAY[1, 1, 2, 3])[RIGHT(NEW.id, 1)::INTEGER];
+                    RETURN NEW;
+                END $$;
+                CREATE TRIGGER set_user BEFORE INSERT ON alicia_conversations FOR EACH ROW EXECUTE FUNCTION set_user();
+            """)
+            found = answer(still, "active_users", sessions, now, zone, days=days, tz=tz)
+        assert found == nearly(active_users(sessions, now, days, tz, users))
+
+    check()
+
+
+def test_application_without_users_gets_one_clear_line(db: Connection) -> None:
+    message = "there are no users: alicia_conversations has no column user_id"
+    with pytest.raises(stats.SessionStatsError, match=f"active_users: {message}$"):
+        stats.query(db, "active_users")
+    done = psql(conninfo_of(db), "-f", ROOT / "queries" / "active_users.sql")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.splitlines()[0].endswith(f"ERROR:  {message}")

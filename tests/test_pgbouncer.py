@@ -64,9 +64,10 @@ def test_every_command_works_through_a_transaction_pooler(pooled: str) -> None:
     assert done("verify", "--format", "json").strip() == "[]"
     with stats.connect(pooled) as connection:
         connection.execute("INSERT INTO alicia_conversations (id) VALUES ('ac_1')")
+        connection.execute("ALTER TABLE alicia_conversations ADD COLUMN user_id TEXT")
         for _ in range(7):  # As often as psycopg would prepare the statement.
             [session] = stats.query(connection, "start_session", conversation_id="ac_1")
-            stats.query(connection, "record_activity", session_id=session["id"], messages=7)
+            stats.query(connection, "record_activity", session_id=session["id"], conversation_id="ac_1", messages=7)
     for query in stats.queries().values():
         if not query.writes:
             done("query", query.name, *("--conversation-id=ac_1" for param in query.params if param.default is None))

@@ -212,6 +212,7 @@ def test_another_schema_works_for_everything(bare: Connection, schema: str) -> N
     with stats.connect(url) as application:
         application.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
         application.execute("INSERT INTO alicia_session_stats (conversation_id) VALUES ('ac_1')")
+        application.execute("ALTER TABLE alicia_conversations ADD COLUMN user_id TEXT")
     for query in stats.queries().values():
         if not query.writes:
             stats.query(url, query.name, **{param.name: "ac_1" for param in query.params if param.default is None})

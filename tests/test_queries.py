@@ -23,7 +23,7 @@ Rows = list[list[str]]
 
 QUERIES = stats.queries()
 READERS = [name for name, each in QUERIES.items() if not each.writes]
-WRITERS = {"delete_sessions_before", "rebuild_sessions", "record_activity", "start_session"}
+WRITERS = {"delete_sessions_before", "rebuild_sessions", "record_activity", "record_totals", "start_session"}
 SILENT = {"verify", "verify_rollup"}  # No row when there is no difference.
 FORMATTING = {"verify", "verify_rollup"}  # May compose statements with FORMAT, which needs a percent sign.
 MOVING = {"table_health"}  # The server's statistics change by themselves.
@@ -39,6 +39,8 @@ GIVEN = {
     "limit": "3",
     "memories": "1",
     "messages": "2",
+    "min_messages": "2",
+    "min_seconds": "30",
     "metric": "memories",
     "seconds": "40",
     "session_id": "ass_sample",
@@ -46,7 +48,7 @@ GIVEN = {
     "tool_calls": "3",
     "tz": "Asia/Kathmandu",
     "unit": "week",
-    "until": "2026-11-20 17:30+05:45",
+    "until": "tomorrow",
     "weeks": "4",
 }
 OPTIONS = {"conninfo", "database", "explain", "format", "help", "name", "timeout"}  # The runner's own.
@@ -186,6 +188,8 @@ def sample() -> Iterator[str]:
             )
             connection.execute("INSERT INTO alicia_session_stats (id, conversation_id) VALUES ('ass_sample', 'ac_sample')")
             connection.execute(EVENTS)
+            connection.execute("ALTER TABLE alicia_conversations ADD COLUMN user_id TEXT")
+            connection.execute("UPDATE alicia_conversations SET user_id = 'user_' || ABS(HASHTEXT(id)) %% 9", [])
             connection.execute("ANALYZE")
         yield conninfo
         server.execute("DROP DATABASE alicia_sample WITH (FORCE)")

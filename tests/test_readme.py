@@ -220,6 +220,7 @@ def test_yoyo_applies_the_files(bare: Connection) -> None:
 def test_grants_are_enough(bare: Connection, login: Login) -> None:
     before, after = (one_block(DEPLOYING, f"-- {when} migrating.") for when in ("Before", "After"))
     bare.execute(f"{APPLICATION} INSERT INTO alicia_conversations VALUES ('ac_1')".encode())
+    bare.execute("ALTER TABLE alicia_conversations ADD COLUMN user_id TEXT")
     bare.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
     migrator = login("alicia_migrator")
     bare.execute(before.encode())

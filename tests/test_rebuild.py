@@ -324,7 +324,8 @@ def test_counts_written_to_a_rebuilt_row_are_overwritten(app: Connection) -> Non
     send(app, START)
     rebuild(app)
     (session,) = table(app)
-    stats.query(app, "record_activity", session_id=session, messages=5, seconds=9)
+    conversation = scalar(app, "SELECT conversation_id FROM alicia_session_stats")
+    stats.query(app, "record_activity", session_id=session, conversation_id=conversation, messages=5, seconds=9)
     assert rebuild(app) == {"updated": 1}
     assert [row[2:6] for row in table(app).values()] == [(1, 0, 0, 0)]
 

@@ -81,6 +81,81 @@ def test_session_of_an_unknown_conversation_is_one_clear_error(db: Connection) -
     assert table(db) == []
 
 
+def test_repeated_start_returns_the_same_session_and_changes_nothing(db: Connection) -> None:
+    db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
+    first = run(db, "start_session", conversation_id="ac_1", session_id="mine")
+    assert first["id"] == "mine"
+    recorded = run(db, "record_activity", conversation_id="ac_1", session_id="mine", messages=2)
+    assert run(db, "start_session", conversation_id="ac_1", session_id="mine") == recorded
+    assert table(db) == [tuple(recorded.values())]
+
+
+def test_concurrent_starts_of_one_session_return_the_same_row(db: Connection) -> None:
+    db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
+    conninfo = conninfo_of(db)
+    with ThreadPoolExecutor() as pool:
+        with psycopg.connect(conninfo) as other:
+            first = run(other, "start_session", conversation_id="ac_1", session_id="mine")
+            # Its snapshot is older than the commit that it waits for.
+            second = pool.submit(stats.query, conninfo, "start_session", conversation_id="ac_1", session_id="mine")
+            wait_until(lambda: count_connections(db, "wait_event_type = 'Lock'") == 1)
+        assert second.result() == [first]
+    assert len(table(db)) == 1
+
+
+def test_id_of_a_session_of_another_conversation_is_refused(db: Connection, insert: Insert) -> None:
+    insert("ac_1", id="mine")
+    insert("ac_2")
+    before = table(db)
+    with pytest.raises(stats.SessionStatsError, match="session mine belongs to another conversation than ac_2") as raised:
+        stats.query(db, "start_session", conversation_id="ac_2", session_id="mine")
+    assert raised.value.sqlstate == "23505"
+    assert table(db) == before
+
+
+@pytest.mark.parametrize("name", ["start_session", "record_activity", "record_totals"])
+def test_missing_session_and_missing_conversation_are_the_same_kind_of_error(name: str, db: Connection, insert: Insert) -> None:
+    insert("ac_1", id="mine")
+    insert("ac_2")
+    before = table(db)
+    # Neither there, nor in this conversation, nor the conversation itself.
+    asked = [("ac_1", "none"), ("ac_2", "mine"), ("ac_none", "mine")] if name != "start_session" else [("ac_none", "new")]
+    for conversation, session in asked:
+        with pytest.raises(stats.SessionStatsError) as raised:
+            stats.query(db, name, conversation_id=conversation, session_id=session)
+        assert not isinstance(raised.value, stats.UsageError)
+        assert (raised.value.sqlstate, str(raised.value).count("\n")) == ("23503", 0)
+    assert table(db) == before
+
+
+# record_totals --------------------------------------------------------------------------------------------
+
+totals = st.lists(st.tuples(*[st.integers(0, 9)] * 4), max_size=6)
+
+
+@given(totals, st.randoms(use_true_random=False))
+@few
+def test_totals_in_any_order_and_any_number_of_times_end_alike(
+    db: Connection, calls: list[tuple[int, int, int, int]], chance: random.Random
+) -> None:
+    repeated = [*calls, *chance.sample(calls, len(calls) // 2)]
+    chance.shuffle(repeated)
+    with db.transaction(force_rollback=True):
+        db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
+        db.execute("INSERT INTO alicia_session_stats (id, conversation_id, message_count) VALUES ('ass_1', 'ac_1', 4)")
+        for amounts in repeated:
+            given = dict(zip(COUNTERS, amounts, strict=True))
+            row = run(db, "record_totals", session_id="ass_1", conversation_id="ac_1", **given)
+            assert tuple(row.values()) == table(db)[0]
+        assert table(db)[0][2:6] == tuple(map(max, zip((4, 0, 0, 0), *calls, strict=True)))
+
+
+def test_repeated_totals_do_not_touch_updated_at(db: Connection, insert: Insert) -> None:
+    session = insert()
+    first = run(db, "record_totals", session_id=session, conversation_id="ac_1", messages=7, seconds=60)
+    assert run(db, "record_totals", session_id=session, conversation_id="ac_1", messages=6, seconds=60) == first
+
+
 # record_activity ------------------------------------------------------------------------------------------
 
 
@@ -95,7 +170,9 @@ def test_recorded_activity_adds_up_in_its_session_and_in_no_other(
         db.execute("INSERT INTO alicia_session_stats (id, conversation_id) SELECT UNNEST(%s::TEXT[]), 'ac_1'", [list(expected)])
         for session, *amounts in calls:
             expected[session] = [before + more for before, more in zip(expected[session], amounts, strict=True)]
-            row = run(db, "record_activity", session_id=session, **dict(zip(COUNTERS, amounts, strict=True)))
+            row = run(
+                db, "record_activity", conversation_id="ac_1", session_id=session, **dict(zip(COUNTERS, amounts, strict=True))
+            )
             stored = db.execute("SELECT * FROM alicia_session_stats WHERE id = %s", [session]).fetchone()
             assert tuple(row.values()) == stored
             assert [row[column] for column in COUNTERS.values()] == expected[session]
@@ -105,28 +182,28 @@ def test_recorded_activity_adds_up_in_its_session_and_in_no_other(
 def test_updated_at_advances_only_when_something_was_recorded(db: Connection, insert: Insert) -> None:
     session = insert()
     (before,) = table(db)
-    assert tuple(run(db, "record_activity", session_id=session).values()) == before
-    assert run(db, "record_activity", session_id=session, seconds=1)["updated_at"] > before[-1]
+    assert tuple(run(db, "record_activity", conversation_id="ac_1", session_id=session).values()) == before
+    assert run(db, "record_activity", conversation_id="ac_1", session_id=session, seconds=1)["updated_at"] > before[-1]
 
 
 def test_unknown_session_is_one_clear_error_in_python_the_command_line_and_psql(db: Connection, insert: Insert) -> None:
     insert()
     before, conninfo = table(db), conninfo_of(db)
     with pytest.raises(stats.SessionStatsError, match="session ass_none does not exist") as raised:
-        stats.query(conninfo, "record_activity", session_id="ass_none", messages=1)
+        stats.query(conninfo, "record_activity", conversation_id="ac_1", session_id="ass_none", messages=1)
     assert raised.value.sqlstate == "23503"
-    done = cli("query", "record_activity", "--session_id", "it's 100%", "--database", conninfo)
+    done = cli("query", "record_activity", "--conversation_id", "ac_1", "--session_id", "it's 100%", "--database", conninfo)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "session it's 100% does not exist" in done.stderr
-    done = psql(conninfo, "-v", "session_id=ass_none", "-f", ROOT / "queries/record_activity.sql")
+    done = psql(conninfo, "-v", "session_id=ass_none", "-v", "conversation_id=ac_1", "-f", ROOT / "queries/record_activity.sql")
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.splitlines()[0].endswith("ERROR:  session ass_none does not exist")
+    assert done.stderr.splitlines()[0].endswith("ERROR:  session ass_none does not exist in conversation ac_1")
     assert table(db) == before
 
 
 def test_session_deleted_while_the_writer_waited_for_it_is_an_error(db: Connection, insert: Insert) -> None:
     session = insert()
-    command = ["query", "record_activity", "--session_id", session, "--database", conninfo_of(db)]
+    command = ["query", "record_activity", "--conversation_id", "ac_1", "--session_id", session, "--database", conninfo_of(db)]
     with ThreadPoolExecutor() as pool:
         with psycopg.connect(conninfo_of(db)) as other:
             other.execute("DELETE FROM alicia_session_stats")
@@ -144,18 +221,38 @@ def test_count_beyond_the_integer_maximum_is_one_clear_error_and_changes_nothing
     session = insert(**{COUNTERS[name]: MAXIMUM - 5})
     before = table(db)
     others = [f"--{each}=1" for each in COUNTERS if each != name]
-    done = cli("query", "record_activity", "--session_id", session, f"--{name}=6", *others, "--database", conninfo_of(db))
+    done = cli(
+        "query",
+        "record_activity",
+        "--conversation_id",
+        "ac_1",
+        "--session_id",
+        session,
+        f"--{name}=6",
+        *others,
+        "--database",
+        conninfo_of(db),
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "alicia-session-stats: record_activity: integer out of range\n"
     assert table(db) == before
-    assert run(db, "record_activity", session_id=session, **{name: 5})[COUNTERS[name]] == MAXIMUM
+    assert run(db, "record_activity", conversation_id="ac_1", session_id=session, **{name: 5})[COUNTERS[name]] == MAXIMUM
 
 
 def test_psql_starts_and_records_alike(db: Connection) -> None:
     db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
     done = psql(conninfo_of(db), "-Atq", "-v", "conversation_id=ac_1", "-f", ROOT / "queries/start_session.sql")
     assert (done.returncode, done.stderr) == (0, "")
-    given = ["-v", f"session_id={done.stdout.split('|')[0]}", "-v", "messages=2", "-v", "seconds=40"]
+    given = [
+        "-v",
+        f"session_id={done.stdout.split('|')[0]}",
+        "-v",
+        "conversation_id=ac_1",
+        "-v",
+        "messages=2",
+        "-v",
+        "seconds=40",
+    ]
     done = psql(conninfo_of(db), "-Atq", *given, "-f", ROOT / "queries/record_activity.sql")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split("|")[2:6] == ["2", "0", "0", "40"]
@@ -182,7 +279,8 @@ def write(writer):
         os.write(1, f"asked {writer} {number} {session} {amount}\\n".encode())
         try:
             connection = connection or stats.connect(conninfo)
-            values = {"session_id": f"ass_{session}", "messages": "1", "tool_calls": "2", "memories": "3", "seconds": str(amount)}
+            counts = {"messages": "1", "tool_calls": "2", "memories": "3", "seconds": str(amount)}
+            values = {"session_id": f"ass_{session}", "conversation_id": "ac_1", **counts}
             assert connection.execute(statement, values).fetchone()[0] == f"ass_{session}"
         except psycopg.OperationalError:
             connection = None
@@ -290,7 +388,7 @@ def test_batch_is_the_oldest_sessions_before_the_edge(db: Connection, old: list[
 def test_session_that_is_being_written_is_skipped_without_waiting_and_remains(db: Connection, insert: Insert) -> None:
     written, others = insert(created_at="2020-01-01"), [insert(created_at=f"2020-01-0{day}") for day in (2, 3, 4)]
     with psycopg.connect(conninfo_of(db)) as writer:
-        run(writer, "record_activity", session_id=written, messages=1)
+        run(writer, "record_activity", conversation_id="ac_1", session_id=written, messages=1)
         db.execute("SET lock_timeout = '100ms'")
         assert run(db, "delete_sessions_before", days=1, batch=2) == {"deleted": 2, "more_remain": True}
         assert {row[0] for row in table(db)} == {written, others[2]}
@@ -375,7 +473,7 @@ def test_purge_deletes_batch_by_batch_each_in_its_own_transaction(db: Connection
 def test_purge_fails_when_sessions_remain_that_are_being_written(db: Connection, insert: Insert) -> None:
     written, *_ = [insert(created_at="2020-01-01") for _ in range(3)]
     with psycopg.connect(conninfo_of(db)) as writer:
-        run(writer, "record_activity", session_id=written, messages=1)
+        run(writer, "record_activity", conversation_id="ac_1", session_id=written, messages=1)
         done = purge(conninfo_of(db), "--days", "30")
     assert done.returncode == 1
     assert "some old sessions remain" in done.stderr.splitlines()[-1]

@@ -480,13 +480,13 @@ def test_query_on_an_open_connection_joins_its_transaction_and_changes_none_of_i
     session = insert("ac_1")
     with psycopg.connect(conninfo_of(db), row_factory=dict_row) as connection:
         connection.execute("SET LOCAL statement_timeout = '7s'")
-        stats.query(connection, "record_activity", session_id=session, messages=2)
+        stats.query(connection, "record_activity", session_id=session, conversation_id="ac_1", messages=2)
         [row] = stats.query(connection, "session_stats", conversation_id="ac_1")
         assert row["message_count"] == 2
         assert connection.execute("SHOW statement_timeout").fetchone() == {"statement_timeout": "7s"}
         connection.rollback()
     assert scalar(db, "SELECT SUM(message_count) FROM alicia_session_stats") == 0
-    stats.query(db, "record_activity", session_id=session, messages=2)
+    stats.query(db, "record_activity", session_id=session, conversation_id="ac_1", messages=2)
     assert scalar(db, "SELECT SUM(message_count) FROM alicia_session_stats") == 2
     assert scalar(db, "SHOW statement_timeout") == "0"
 
@@ -496,7 +496,7 @@ def test_query_async_does_the_same_on_an_async_connection(db: Database, insert: 
 
     async def record(*, commits: bool) -> list[dict[str, Any]]:
         async with await psycopg.AsyncConnection.connect(conninfo_of(db)) as connection:
-            await stats.query_async(connection, "record_activity", session_id=session, messages=2)
+            await stats.query_async(connection, "record_activity", session_id=session, conversation_id="ac_1", messages=2)
             rows = await stats.query_async(connection, "session_stats", conversation_id="ac_1")
             await (connection.commit() if commits else connection.rollback())
             with pytest.raises(stats.UsageError, match="needs --conversation-id"):
@@ -512,7 +512,12 @@ def test_query_async_does_the_same_on_an_async_connection(db: Database, insert: 
 def test_numbered_sql_runs_with_any_other_driver(db: Database, insert: Callable[..., str]) -> None:
     session = insert("ac_1")
     query = stats.queries()["record_activity"]
-    values = {**{param.name: param.default for param in query.params}, "session_id": session, "messages": "2"}
+    values = {
+        **{param.name: param.default for param in query.params},
+        "session_id": session,
+        "conversation_id": "ac_1",
+        "messages": "2",
+    }
     statement = query.sql("numbered")
     assert "%" not in statement
     raw = psycopg.RawCursor(db)

@@ -73,6 +73,7 @@ def primary() -> Iterator[tuple[Path, str]]:
         with stats.connect(conninfo) as connection:
             connection.execute("INSERT INTO alicia_conversations (id) VALUES ('ac_sample')")
             connection.execute("INSERT INTO alicia_session_stats (conversation_id) VALUES ('ac_sample')")
+            connection.execute("ALTER TABLE alicia_conversations ADD COLUMN user_id TEXT DEFAULT 'user_1'")
         yield home, conninfo
 
 
@@ -187,7 +188,7 @@ def test_promoted_standby_goes_on_with_an_exact_rollup(primary: tuple[Path, str]
         assert_exact(connection)
 
         [session] = stats.query(standby, "start_session", conversation_id="ac_sample")
-        stats.query(standby, "record_activity", session_id=session["id"], messages=2_000_000)
+        stats.query(standby, "record_activity", session_id=session["id"], conversation_id="ac_sample", messages=2_000_000)
         connection.execute("UPDATE alicia_session_stats SET tool_call_count = tool_call_count + 1 WHERE id <> 'ass_sample'")
         connection.execute("DELETE FROM alicia_session_stats WHERE id = (SELECT MIN(id) FROM alicia_session_stats)")
         assert_exact(connection)

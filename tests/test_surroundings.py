@@ -148,6 +148,7 @@ READERS = [query.name for query in stats.queries().values() if not query.writes]
 def test_every_query_answers_whatever_time_the_table_holds(db: Connection, when: str, zone: str) -> None:
     db.execute(SESSIONS.format(20).encode())
     db.execute("INSERT INTO alicia_session_stats (conversation_id, created_at) VALUES ('ac_1', %s)", [when])
+    db.execute("ALTER TABLE alicia_conversations ADD COLUMN user_id TEXT DEFAULT 'user_1'")
     for name in READERS:
         params = {"tz": zone, "conversation_id": "ac_1"}
         known = [param.name for param in stats.queries()[name].params]

@@ -1,5 +1,6 @@
 """usage_over_time, busiest_hours and usage_change answer what a model in plain Python does, and what their headers say."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, time, timedelta
@@ -460,3 +461,72 @@ def test_unknown_unit_is_one_clear_error(still: Connection) -> None:
     with pytest.raises(stats.UsageError, match="usage_over_time: unit must be hour, day, week or month") as raised:
         stats.query(still, "usage_over_time", unit="year")
     assert raised.value.sqlstate == "22023"
+
+
+# List of sessions -----------------------------------------------------------------------------------------
+
+
+def test_list_sessions_is_the_models(still: Connection) -> None:
+    counts = st.integers(0, 3)
+    moments = st.integers(-2, 30).map(lambda n: NOW - n * DAY / 4) | st.sampled_from([NOW - INSTANT, NOW - 7 * DAY - INSTANT])
+
+    @FEW
+    @given(
+        st.lists(st.builds(Session, moments, st.sampled_from(["ac_1", "ac_2"]), counts, counts, counts, counts), max_size=25),
+        st.sampled_from(["all", "ac_1", "ac_none"]),
+        counts,
+        counts,
+        st.sampled_from([0, 1, 5, 1000]),
+        st.sampled_from(ZONES),
+        st.sampled_from(ZONES),
+    )
+    def check(sessions: list[Session], of: str, messages: int, seconds: int, limit: int, tz: str, zone: str) -> None:
+        given_values = {"conversation_id": of, "min_messages": messages, "min_seconds": seconds, "limit": limit, "tz": tz}
+        found = answer(still, "list_sessions", sessions, zone=zone, **given_values)
+        kept = [
+            each
+            for each in within(sessions, NOW - 7 * DAY, NOW)
+            if of in ("all", each.conversation) and each.messages >= messages and each.seconds >= seconds
+        ]
+        rows = [
+            (
+                each.conversation,
+                local(each.created_at, tz).replace(tzinfo=None),
+                local(each.created_at + timedelta(seconds=each.seconds), tz).replace(tzinfo=None),
+                *each[2:],
+            )
+            for each in kept
+        ]
+        assert len(found) == min(limit, len(rows))
+        assert sorted((row[2], row[0]) for row in found) == sorted((row[2], row[0]) for row in found[::-1])
+        assert [row[2] for row in found] == sorted((row[1] for row in rows), reverse=True)[:limit]
+        assert not Counter(row[1:] for row in found) - Counter(rows)
+
+    check()
+
+
+def test_list_sessions_of_the_same_instant_are_in_the_order_of_their_ids(db: Connection, insert: Callable[..., str]) -> None:
+    for n in (2, 3, 1):
+        insert(id=f"ass_{n}", created_at="2025-01-01")
+    rows = stats.query(db, "list_sessions", until="2025-01-02")
+    assert [row["id"] for row in rows] == ["ass_3", "ass_2", "ass_1"]
+
+
+def test_session_that_ends_after_clocks_went_back_ends_at_the_time_they_then_show(still: Connection) -> None:
+    over_the_change = Session(datetime(2025, 11, 2, 5, 30), seconds=3600)
+    (row,) = answer(still, "list_sessions", [over_the_change], datetime(2025, 11, 4), tz="America/New_York")
+    assert row[2:4] == (datetime(2025, 11, 2, 1, 30), datetime(2025, 11, 2, 1, 30))
+
+
+def test_list_of_the_newest_sessions_reads_no_more_than_it_lists(db: Connection) -> None:
+    db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
+    db.execute(
+        "INSERT INTO alicia_session_stats (conversation_id, created_at) "
+        "SELECT 'ac_1', NOW()::TIMESTAMP - n * INTERVAL '10 seconds' FROM GENERATE_SERIES(1, 20000) AS n"
+    )
+    db.execute("ANALYZE alicia_session_stats")
+    query = stats.queries()["list_sessions"]
+    values = {param.name: param.default for param in query.params} | {"limit": "10"}
+    lines = [line for (line,) in db.execute(f"EXPLAIN (ANALYZE, TIMING OFF) {query.statement}".encode(), values)]
+    (scan,) = (line for line in lines if "idx_session_stats_created_at" in line)
+    assert float(re.findall(r"actual rows=([\d.]+)", scan)[0]) < 100

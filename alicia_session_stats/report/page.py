@@ -21,8 +21,8 @@ from alicia_session_stats.report.charts import CHARTS
 from alicia_session_stats.report.vega import Rows
 
 HERE = Path(__file__).parent
-# session_stats needs a conversation; the others check the database.
-LEFT_OUT = ("session_stats", "verify", "verify_rollup")
+# session_stats needs a conversation, list_sessions is an export, active_users needs users; the others check the database.
+LEFT_OUT = ("session_stats", "list_sessions", "active_users", "verify", "verify_rollup")
 # The parameters that are not the default. A query that is listed twice has two sections.
 GIVEN: dict[str, tuple[dict[str, str], ...]] = {
     "usage_over_time": ({"days": "90"},),  # As many days as the forecast beside it learns from.
