@@ -18,9 +18,9 @@
 \set until now
 \endif
 SELECT
-    SUM(messages) / NULLIF(SUM(sessions), 0) AS avg_messages,
-    SUM(tool_calls) / NULLIF(SUM(sessions), 0) AS avg_tools,
-    SUM(seconds) / NULLIF(SUM(sessions), 0) / 60.0 AS avg_duration_minutes
+    ROUND(SUM(messages) / NULLIF(SUM(sessions), 0), 2) AS avg_messages,
+    ROUND(SUM(tool_calls) / NULLIF(SUM(sessions), 0), 2) AS avg_tools,
+    ROUND(SUM(seconds) / NULLIF(SUM(sessions), 0) / 60.0, 2) AS avg_duration_minutes
 -- A microsecond is the resolution of created_at: this is created_at > until - days.
 FROM alicia_session_stats_between(
     alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days') + INTERVAL '1 microsecond',

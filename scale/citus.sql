@@ -225,8 +225,10 @@ BEGIN
     COMMENT ON FUNCTION alicia_session_stats_on_shard_change() IS
     'Private: trigger function that adds the changes of a shard of alicia_session_stats to the same shard of the rollup';
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_on_shard_change()', is_closed => TRUE);
-    -- If the extension is newer than the migrations, the workers do not have this function yet.
-    PERFORM CREATE_DISTRIBUTED_FUNCTION('alicia_session_stats_bucket(timestamp)');
+    -- If the extension is newer than the migrations, the workers do not have these functions yet. Workers call them in the
+    -- trigger and in the conditions of the named queries.
+    PERFORM CREATE_DISTRIBUTED_FUNCTION(('alicia_session_stats_' || name)::REGPROCEDURE)
+    FROM UNNEST(ARRAY['bucket(timestamp)', 'parse_time(text)', 'utc(text)', 'window_end(text)', 'is_time_zone(text)']) AS name;
 
     CREATE TRIGGER rollup_session_stats_insert
     AFTER INSERT ON alicia_session_stats
