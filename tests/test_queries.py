@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -319,7 +319,8 @@ def test_answer_is_the_one_of_the_specifications_own_text(name: str, db: Connect
         ours = db.execute(QUERIES[name].statement.encode(), values(name, {"conversation_id": "ac_xxx"}))
         assert [column.name for column in ours.description or ()] == [column.name for column in specified.description or ()]
         # A mean is rounded to two decimals.
-        expected = [tuple(round(v, 2) if isinstance(v, Decimal) else v for v in row) for row in specified]
+        cent = Decimal("0.01")
+        expected = [tuple(v.quantize(cent, ROUND_HALF_UP) if isinstance(v, Decimal) else v for v in row) for row in specified]
         found = ours.fetchall()
     # The specification's first query has no order, so any will do.
     assert (sorted(found) if name == "session_stats" else found) == (sorted(expected) if name == "session_stats" else expected)
