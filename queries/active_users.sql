@@ -133,6 +133,8 @@ changes AS (
         (LEAST(s.day + 7, s.next_day), 0, 0, -1, 0),
         (LEAST(s.day + 30, s.next_day), 0, 0, 0, -1)
     ) AS c (day, daily, first, weekly, monthly)
+    -- The scan may begin a day earlier.
+    WHERE s.day >= (SELECT MIN(d.day) FROM days AS d)
     GROUP BY c.day
 ),
 
