@@ -34,7 +34,7 @@ queries: $(VENV)/.run ## list the named queries
 query: $(VENV)/.run ## run one: make query NAME=average_session_metrics ARGS="--days 7"
 	@$(RUN) query $(NAME) $(ARGS)
 
-purge: $(VENV)/.run ## delete the sessions that began more than DAYS days ago: make purge DAYS=400
+purge: $(VENV)/.run ## delete the sessions that began more than DAYS days ago, after asking (ARGS="--dry-run" or "--yes")
 	@$(RUN) purge --days "$(DAYS)" $(ARGS)
 
 psql: $(VENV)/.run ## open psql on the same database

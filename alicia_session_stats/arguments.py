@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from alicia_session_stats import __version__
 from alicia_session_stats.database import PROGRAM, UsageError
 from alicia_session_stats.output import FORMATS
-from alicia_session_stats.query_files import Param, Query, find_query, query_names
+from alicia_session_stats.query_files import Query, find_query, query_names
 from alicia_session_stats.wording import unknown
 
 EPILOG = """\
@@ -50,7 +50,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     end = argv.index("--") if "--" in argv else len(argv)
     own = [re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), argument) for argument in argv[:end]]
-    defaults = argparse.Namespace(database=None, for_psql=argv[end + 1 :])
+    defaults = argparse.Namespace(database=None, quiet=False, for_psql=argv[end + 1 :])
     arguments, left = _make_parser(own).parse_known_args(own, defaults)
     if arguments.command != "psql":
         left += arguments.for_psql
@@ -74,13 +74,16 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
-def describe_type(param: Param) -> str:
-    """A parameter's type, and its default or that it is required."""
-    return f"{param.type}, default {param.default}" if param.default is not None else f"{param.type}, required"
+def parse_variable(text: str) -> tuple[str, str]:
+    """Parse a parameter as psql's -v takes it."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, not '{text}'")
+    return name.replace("-", "_"), value
 
 
 def _make_parser(argv: Sequence[str]) -> Parser:
-    database, formatted, timed, migrating = _shared_options()
+    database, formatted, measured, timed, migrating = _shared_options()
     parser = Parser(
         prog=PROGRAM,
         parents=[database],
@@ -102,14 +105,16 @@ def _make_parser(argv: Sequence[str]) -> Parser:
     how_many.add_argument("--all", dest="steps", action="store_const", const=None, help="every migration")
     rollback.add_argument("--allow-data-loss", action="store_true", help="drop the package's tables although they hold rows")
     command("status", "list the migrations, applied or pending; exit 3 when one is pending", formatted)
-    command("verify", "compare the database with the migrations; exit 1 when it differs", formatted)
+    command("verify", "compare the database with the migrations; exit 1 when it differs", measured)
     command("queries", "list the named queries", formatted)
-    _add_queries(command("query", "run a named query; the command queries lists them"), argv, [database, formatted, timed])
+    _add_queries(command("query", "run a named query; the command queries lists them"), argv, [database, measured, timed])
     report = command("report", "write the answers of the queries, with charts, to an HTML file", timed)
     report.add_argument("--output", type=Path, default="report.html", metavar="FILE", help="the file (default report.html)")
     purge = command("purge", "delete old sessions, one batch after the other")
     purge.add_argument("--days", required=True, metavar="N", help="those that began more than N days ago")
     purge.add_argument("--batch", metavar="N", help="how many in one transaction (default 10000)")
+    purge.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
+    purge.add_argument("--yes", action="store_true", help="do not ask; needed without a terminal, and for more than half of all")
     command("psql", "open psql on the same database; arguments after -- are psql's")
     embedded = command("embedded", "start the embedded server, and print its connection string")
     embedded.add_argument("--stop", action="store_true", help="stop it instead")
@@ -117,10 +122,14 @@ def _make_parser(argv: Sequence[str]) -> Parser:
     return parser
 
 
-def _shared_options() -> tuple[Parser, Parser, Parser, Parser]:
-    database, formatted, timed, migrating = (Parser(add_help=False) for _ in range(4))
+def _shared_options() -> tuple[Parser, Parser, Parser, Parser, Parser]:
+    database, formatted, measured, timed, migrating = (Parser(add_help=False) for _ in range(5))
     database.add_argument("--database", metavar="URL", default=argparse.SUPPRESS, help="libpq URL or connection string")
+    database.add_argument(
+        "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="say nothing on stderr but errors"
+    )
     formatted.add_argument("--format", choices=FORMATS, default="table")
+    measured.add_argument("--format", choices=(*FORMATS, "prometheus"), default="table")
     timed.add_argument(
         "--timeout",
         type=parse_seconds,
@@ -135,7 +144,7 @@ def _shared_options() -> tuple[Parser, Parser, Parser, Parser]:
     migrating.add_argument(
         "--lock-wait", type=parse_seconds, default=60, metavar="S", help="wait S seconds for another migrator (default 60)"
     )
-    return database, formatted, timed, migrating
+    return database, formatted, measured, timed, migrating
 
 
 def _add_queries(parser: Parser, argv: Sequence[str], options: list[Parser]) -> None:
@@ -150,11 +159,22 @@ def _add_queries(parser: Parser, argv: Sequence[str], options: list[Parser]) -> 
 
 def _add_parameters(parser: Parser, query: Query) -> None:
     parser.description = query.documentation
-    parser.add_argument("--explain", action="store_true", help="show the plan and what it read, instead of the rows")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--explain", action="store_true", help="show the plan and what it read, instead of the rows")
+    instead.add_argument("--sql", action="store_true", help="print the statement for any driver, with its parameters as $1 …")
+    parser.add_argument(
+        "-v",
+        dest="variables",
+        action="append",
+        default=[],
+        type=parse_variable,
+        metavar="NAME=VALUE",
+        help="a parameter, as in psql",
+    )
     for param in query.params:
         parser.add_argument(
             f"--{param.name.replace('_', '-')}",
             dest=f"param:{param.name}",
             metavar=param.type.upper(),
-            help=f"{param.description} ({describe_type(param)})".replace("%", "%%"),
+            help=f"{param.description} ({param.kind})".replace("%", "%%"),
         )

@@ -71,7 +71,7 @@ def connect(conninfo: str | None = None, *, wait: float = 0) -> Connection:
             return psycopg.connect(**options, autocommit=True, prepare_threshold=None)
         except psycopg.Error as error:
             if time.monotonic() >= deadline or not _may_be_starting(error):
-                raise SessionStatsError(f"cannot connect: {one_line(error)}", error.sqlstate) from None
+                raise SessionStatsError(f"cannot connect: {one_line(error)}", error.sqlstate) from error
         if not is_waiting:
             log.info("the server does not answer yet, waiting for up to %g s", wait)
             is_waiting = True
@@ -128,18 +128,6 @@ def describe(connection: Connection) -> str:
     return f"database {info.dbname} on {place}"
 
 
-def libpq_environment(conninfo: str | None) -> dict[str, str]:
-    """The PG* environment variables that make psql connect to the same database.
-
-    Arguments are visible to every user of the machine, and with them a password; the environment is not.
-    """
-    variables = {
-        option.keyword.decode(): option.envvar.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.envvar
-    }
-    given = conninfo_to_dict(resolve(conninfo))
-    return {variables[name]: str(value) for name, value in given.items() if name in variables}
-
-
 def one_line(error: psycopg.Error) -> str:
     """The server's message, detail and hint, or else the client's message, without line breaks."""
     diagnosis = (error.diag.message_primary, error.diag.message_detail, error.diag.message_hint)
@@ -147,12 +135,12 @@ def one_line(error: psycopg.Error) -> str:
     return " ".join(". ".join(part.strip().removesuffix(".") for part in parts).split())
 
 
-def explain_error(error: psycopg.Error, role: str, grants: Mapping[str, str]) -> str:
+def explain_error(error: psycopg.Error, connection: psycopg.BaseConnection[Any], grants: Mapping[str, str]) -> str:
     """One line about an error, with the GRANT that would help when a privilege is missing.
 
     Args:
         error: the server's error.
-        role: the role that lacks the privilege.
+        connection: the connection of the role that lacks the privilege.
         grants: the privileges that are needed: READING, WRITING or MIGRATING.
     """
     message = one_line(error)
@@ -160,6 +148,7 @@ def explain_error(error: psycopg.Error, role: str, grants: Mapping[str, str]) ->
     if error.diag.message_hint or not denied or denied[1] not in grants:
         return message
     kind, name = denied.groups()
+    role = connection.info.user
     target = f"{kind.upper()} {name}" if kind in ("schema", "function") else name
     quoted = role if re.fullmatch(r"[a-z_][a-z0-9_]*", role) else Identifier(role).as_string()
     return f"{message}. Ask its owner for: GRANT {grants[kind]} ON {target} TO {quoted};"
@@ -171,7 +160,7 @@ def server_errors(connection: Connection, grants: Mapping[str, str], about: str 
     try:
         yield
     except psycopg.Error as error:
-        raise SessionStatsError(about + explain_error(error, connection.info.user, grants), error.sqlstate) from error
+        raise SessionStatsError(about + explain_error(error, connection, grants), error.sqlstate) from error
 
 
 def _may_be_starting(error: psycopg.Error) -> bool:

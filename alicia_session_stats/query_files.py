@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,11 @@ class Param:
     default: str | None
     description: str
 
+    @property
+    def kind(self) -> str:
+        """Its type, and its default or that it is required."""
+        return f"{self.type}, required" if self.default is None else f"{self.type}, default {self.default}"
+
 
 @dataclass(frozen=True)
 class Query:
@@ -45,6 +51,40 @@ class Query:
             return self.statement
         numbers = {f"%({param.name})s": f"${number}" for number, param in enumerate(self.params, 1)}
         return re.sub(r"%\(\w+\)s|%%", lambda match: numbers.get(match[0], "%"), self.statement)
+
+    def described_sql(self) -> str:
+        """The numbered statement, under a comment for each parameter."""
+        lines = [f"-- {self.summary}"]
+        for number, param in enumerate(self.params, 1):
+            lines.append(f"-- ${number} {param.name} ({param.kind}): {param.description}")
+        return "\n".join([*lines, self.sql("numbered")])
+
+
+def bind(query: Query, params: Mapping[str, object]) -> dict[str, str]:
+    """The parameters with their defaults, as text, as psql would give them: the server infers their types.
+
+    Raises:
+        UsageError: a parameter is missing, unknown or not of its type.
+    """
+    names = [param.name for param in query.params]
+    for name in params:
+        if name not in names:
+            raise UsageError(unknown(f"parameter of {query.name}", name, names))
+    return {param.name: _text(query, param, params.get(param.name)) for param in query.params}
+
+
+def _text(query: Query, param: Param, given: object) -> str:
+    if given is None and param.default is not None:
+        return param.default
+    option = f"--{param.name.replace('_', '-')}"
+    if given is None:
+        raise UsageError(f"{query.name} needs {option}: {param.description}")
+    text = str(given)
+    if param.type == "integer" and not re.fullmatch("[0-9]+", text):
+        raise UsageError(f"{option} must be a whole number, 0 or more, not '{text}'")
+    if re.search("[\0\ud800-\udfff]", text):
+        raise UsageError(f"{option} has a character that PostgreSQL cannot store")
+    return text
 
 
 @cache
@@ -87,6 +127,7 @@ def query_names() -> list[str]:
     return sorted(path.stem for path in QUERIES.glob("*.sql"))
 
 
+@cache
 def find_query(name: str) -> Query:
     """The named query. Raises UsageError when there is none."""
     if name not in query_names():
@@ -101,5 +142,5 @@ def queries() -> dict[str, Query]:
         try:
             found.append(find_query(name))
         except SessionStatsError as error:
-            log.warning("%s", error)
+            log.error("%s", error)
     return {query.name: query for query in sorted(found, key=lambda query: [*PURPOSES, query.purpose].index(query.purpose))}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 UNDEFINED = ("42P01", "42703", "42883")  # SQLSTATE: no such table, column, function.
 DENIED = "42501"
+VERIFY_TIMEOUT = 30  # Seconds.
 FIX_EDITED = "restore the released file, or roll it back and migrate again"
 
 
@@ -36,7 +37,7 @@ def verify(conninfo: str | None = None) -> list[dict[str, Any]]:
         connection.read_only = True
         applied = read_applied(connection)
         rows = [_edited_row(migration, applied) for migration in edited_migrations(migrations, applied)]
-        rows += query(connection, "verify")
+        rows += query(connection, "verify", timeout=VERIFY_TIMEOUT)
         return rows + _verify_rollup(connection, has_differences=bool(rows))
 
 
@@ -58,7 +59,7 @@ def check_objects(target: str | Connection | None) -> None:
         SessionStatsError: objects are gone, or the database cannot be read.
     """
     try:
-        gone = [row["object"] for row in query(target, "verify") if row["found"] == "missing"]
+        gone = [row["object"] for row in query(target, "verify", timeout=VERIFY_TIMEOUT) if row["found"] == "missing"]
     except SessionStatsError as error:
         if error.sqlstate == DENIED:
             return

@@ -85,7 +85,7 @@ def test_wheel_holds_the_product_and_nothing_else(wheel: Path) -> None:
     for folder in ("migrations", "queries"):
         expected |= {f"alicia_session_stats/{folder}/{path.name}" for path in (ROOT / folder).glob("*.sql")}
     assert names - described == expected
-    assert wheel.stat().st_size < 120_000
+    assert wheel.stat().st_size < 160_000
 
 
 def test_make_migrate_without_a_database_says_what_to_set_and_installs_little(
@@ -130,6 +130,65 @@ print(folder.parent.name, (folder / "py.typed").exists(), [name for name in {sta
 """
     done = run(tmp_path, Path(command[0]).with_name("python"), "-W", "error", "-c", code)
     assert (done.returncode, done.stdout, done.stderr) == (0, "site-packages True []\n", "")
+
+
+# What an application may write, with every public function.
+APPLICATION = """# pyright: strict
+from typing import Any
+
+import psycopg
+from psycopg.rows import DictRow
+
+import alicia_session_stats as stats
+
+
+def use(conninfo: str, connection: psycopg.Connection, other: psycopg.Connection[DictRow]) -> list[dict[str, Any]]:
+    names: list[str] = stats.migrate(conninfo, wait=1, lock_wait=2.5)
+    names += stats.rollback(conninfo, steps=None, allow_data_loss=True)
+    sql: str = stats.plan(None, direction="rollback", steps=1) + stats.queries()["record_activity"].sql("numbered")
+    rows = stats.query(conninfo, "average_session_metrics", timeout=3, days=7, name="a parameter may be called name")
+    rows += stats.query(connection, "start_session", conversation_id="ac_1")
+    with stats.connect(conninfo, wait=1) as own:
+        rows += stats.query(own, "start_session")
+    rows += stats.query(other, "start_session")
+    defaults: list[str | None] = [param.default for param in stats.queries()["record_activity"].params]
+    try:
+        rows += stats.verify(conninfo) + stats.status(None)
+    except stats.LockedError as error:
+        state: str | None = error.sqlstate
+        code: int = error.exit_code
+        print(state, code, sql, defaults, names, stats.__version__)
+    return rows
+
+
+async def use_async(connection: psycopg.AsyncConnection) -> list[dict[str, Any]]:
+    return await stats.query_async(connection, "average_session_metrics", timeout=1.5, days=7)
+"""
+
+
+@pytest.mark.parametrize("command", ["wheel"], indirect=True)
+def test_an_application_passes_mypy_strict_and_pyright_strict(command: list[str | Path], tmp_path: Path) -> None:
+    python = Path(command[0]).with_name("python")
+    (tmp_path / "application.py").write_text(APPLICATION)
+    for arguments in (
+        ("mypy", "--strict", "--python-executable", python, "application.py"),
+        ("pyright", "--pythonpath", python, "application.py"),
+    ):
+        done = run(tmp_path, Path(sys.executable).with_name(str(arguments[0])), *arguments[1:], timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    # It finds the package through the first python in the PATH.
+    path = f"PATH={python.parent}{os.pathsep}{os.environ['PATH']}"
+    pyright = Path(sys.executable).with_name("pyright")
+    done = run(tmp_path, "env", path, pyright, "--ignoreexternal", "--verifytypes", "alicia_session_stats", timeout=300)
+    assert (
+        re.findall(r"^Symbols exported.*: \d\d\d$|^  With unknown type: .*", done.stdout, re.M)[1:]
+        == ["  With unknown type: 0"] * 2
+    )
+
+    (tmp_path / "application.py").write_text(APPLICATION.replace("timeout=1.5", "timeout='soon'"))
+    for checker in (("mypy", "--strict", "--python-executable"), ("pyright", "--pythonpath")):
+        done = run(tmp_path, Path(sys.executable).with_name(checker[0]), *checker[1:], python, "application.py", timeout=300)
+        assert (done.returncode, "timeout" in done.stdout) == (1, True), done.stdout
 
 
 @pytest.mark.parametrize("line", REQUIREMENTS)

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
-from conftest import MIGRATIONS, ROOT, cli, conninfo_of, copy_product, scalar
+from conftest import MIGRATIONS, ROOT, cli, conninfo_of, copy_product, psql, scalar
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
@@ -139,6 +139,13 @@ def test_no_server_and_no_database_are_one_line(bare: Database) -> None:
         ("migrate --lock-wait -1", "--lock-wait"),
         ("migrate --paln", "did you mean '--plan'?"),
         ("purge", "--days"),
+        ("query average_session_metrics -v", "-v"),
+        ("query average_session_metrics -v days", "expected NAME=VALUE, not 'days'"),
+        ("query average_session_metrics -v dayz=3", "did you mean 'days'?"),
+        ("query average_session_metrics -v days=1.5", "--days must be a whole number, 0 or more, not '1.5'"),
+        ("query average_session_metrics --explain --format prometheus", "leave out --explain or --format"),
+        ("status --format prometheus", "prometheus"),
+        ("status --quite", "did you mean '--quiet'?"),
         ("status --database", "--database"),
     ],
 )
@@ -157,6 +164,25 @@ def test_options_take_hyphens_and_underscores_alike(db: Database, insert: Callab
         done = cli("query", "session_stats", option, *value, "--format", "csv", "--database", conninfo_of(db))
         assert done.stdout.splitlines()[1:] == ["3,0,0,0"], done.stderr
     assert cli("rollback", "--allow_data_loss", "--lock_wait=1", "--database", conninfo_of(db)).returncode == 0
+
+
+def test_v_takes_parameters_as_psql_does(db: Database, insert: Callable[..., str]) -> None:
+    insert("ac_1", message_count=3)
+    here = ("--format", "csv", "--database", conninfo_of(db))
+    for name in ("conversation_id", "conversation-id"):
+        done = cli("query", "session_stats", "-v", f"{name}=ac_1", *here)
+        assert (done.returncode, done.stdout.splitlines()[1:]) == (0, ["3,0,0,0"]), done.stderr
+    assert cli("query", "usage_change", "-v", "days=3", "-v", "conversations=false", *here).stdout.splitlines()[1] == (
+        "sessions,1,0,1,"
+    )
+
+
+def test_quiet_says_nothing_but_errors(bare: Database) -> None:
+    database = ("--database", conninfo_of(bare))
+    for arguments in (("-q", "migrate"), ("migrate", "--quiet"), ("verify", "-q"), ("purge", "--days", "1", "-q")):
+        done = cli(*arguments, *database)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done.stderr
+    assert_one_line(cli("query", "session_stats", "-q", *database), 2, "--conversation-id")
 
 
 def test_a_value_that_only_the_server_refuses_is_one_line(db: Database) -> None:
@@ -276,12 +302,12 @@ VALUES = """SELECT * FROM (VALUES
 ) AS v (exact, whole, float, text, time, day)"""
 
 
-def test_table_aligns_numbers_right_and_rounds_them(db: Database, copy: Callable[..., Path]) -> None:
+def test_table_aligns_numbers_right_and_shows_what_psql_shows(db: Database, copy: Callable[..., Path]) -> None:
     header, rule, first, second = ask(copy(VALUES.replace("E'a \"b\", c\\nd'", "'x'")), db).splitlines()
     assert [cell.strip() for cell in header.split("|")] == ["exact", "whole", "float", "text", "time", "day"]
     assert set(rule) == {"-", "+"}
     cells = [cell.strip() for cell in first.split("|")]
-    assert cells == ["123456789012345678901234567.89", "7", "0.10", "0042", "2026-01-02 03:04:05", "2026-01-02"]
+    assert cells == ["123456789012345678901234567.891", "7", "0.1", "0042", "2026-01-02 03:04:05.678", "2026-01-02"]
     for number, text in zip(second.split("|")[:2], ("2", "12"), strict=True):
         assert number.endswith(f" {text} ")
     assert second.split("|")[3].startswith(" x ")
@@ -291,7 +317,7 @@ def test_csv_is_rfc_4180(db: Database, copy: Callable[..., Path]) -> None:
     text = ask(copy(VALUES), db, "--format", "csv")
     assert text.split("\r\n") == [
         "exact,whole,float,text,time,day",
-        "123456789012345678901234567.891,7,0.1,0042,2026-01-02 03:04:05.678000,2026-01-02",
+        "123456789012345678901234567.891,7,0.1,0042,2026-01-02 03:04:05.678,2026-01-02",
         '2,12,,"a ""b"", c\nd",,',
         "",
     ]
@@ -307,11 +333,37 @@ def test_json_is_exact(db: Database, copy: Callable[..., Path]) -> None:
     assert second == {"exact": 2, "whole": 12, "float": None, "text": 'a "b", c\nd', "time": None, "day": None}
 
 
-def test_csv_and_json_leave_out_the_bar_and_round_a_quotient(db: Database, copy: Callable[..., Path]) -> None:
-    statement = copy("SELECT 2 / 3.0 AS share, 0.123456 AS exact, '##' AS bar")
-    assert ask(statement, db, "--format", "csv") == "share,exact\r\n0.67,0.123456\r\n"
-    assert json.loads(ask(statement, db, "--format", "json")) == [{"share": 0.67, "exact": 0.123456}]
+def test_csv_and_json_leave_out_the_bar(db: Database, copy: Callable[..., Path]) -> None:
+    statement = copy("SELECT 0.12 AS share, TRUE AS is_partial, 'NaN'::FLOAT8 AS odd, '##' AS bar")
+    assert ask(statement, db, "--format", "csv") == "share,is_partial,odd\r\n0.12,t,NaN\r\n"
+    assert json.loads(ask(statement, db, "--format", "json")) == [{"share": 0.12, "is_partial": True, "odd": "NaN"}]
     assert "##" in ask(statement, db)
+
+
+def test_infinite_times_and_a_roles_datestyle_change_no_answer(db: Database, copy: Callable[..., Path]) -> None:
+    db.execute(f"ALTER DATABASE {db.info.dbname} SET DateStyle = 'SQL, DMY'".encode())
+    statement = copy("SELECT TIMESTAMP 'infinity' AS until, TIMESTAMP '2026-02-01 10:00' AS at")
+    assert ask(statement, db, "--format", "csv") == "until,at\r\ninfinity,2026-02-01 10:00:00\r\n"
+    assert json.loads(ask(statement, db, "--format", "json")) == [{"until": "infinity", "at": "2026-02-01T10:00:00"}]
+
+
+@pytest.mark.parametrize("name", [query.name for query in stats.queries().values() if not query.writes])
+def test_psql_and_runner_show_the_same_text(db: Database, name: str) -> None:
+    db.execute("INSERT INTO alicia_conversations (id) SELECT 'ac_' || n FROM GENERATE_SERIES(0, 9) AS n")
+    db.execute("""
+        INSERT INTO alicia_session_stats (conversation_id, message_count, tool_call_count, session_duration_seconds, created_at)
+        SELECT 'ac_' || n % 10, n % 7, n % 3, n * 7, NOW() AT TIME ZONE 'UTC' - n * INTERVAL '31 hours'
+        FROM GENERATE_SERIES(1, 60) AS n
+    """)
+    given = {param.name: "ac_1" for param in stats.queries()[name].params if param.default is None}
+    variables = [text for param, value in given.items() for text in ("-v", f"{param}={value}")]
+    by_psql = psql(conninfo_of(db), "--csv", "--set", "ON_ERROR_STOP=1", *variables, "-f", ROOT / "queries" / f"{name}.sql")
+    assert by_psql.returncode == 0, by_psql.stderr
+    header, *expected = csv.reader(io.StringIO(by_psql.stdout))
+    done = cli("query", name, *variables, "--database", conninfo_of(db))
+    assert done.returncode == 0, done.stderr
+    names, _, *rows = ([cell.strip() for cell in re.split(r"[|+](?= |-|$)", line)] for line in done.stdout.splitlines())
+    assert (names, rows) == (header, [[cell.strip() for cell in row] for row in expected])
 
 
 def test_a_terminal_that_cannot_show_a_character_gets_no_traceback(db: Database, copy: Callable[..., Path]) -> None:
@@ -480,15 +532,39 @@ def test_query_on_an_open_connection_joins_its_transaction_and_changes_none_of_i
     session = insert("ac_1")
     with psycopg.connect(conninfo_of(db), row_factory=dict_row) as connection:
         connection.execute("SET LOCAL statement_timeout = '7s'")
-        stats.query(connection, "record_activity", session_id=session, conversation_id="ac_1", messages=2)
+        stats.query(connection, "record_activity", session_id=session, messages=2, timeout=9)
         [row] = stats.query(connection, "session_stats", conversation_id="ac_1")
         assert row["message_count"] == 2
+        assert connection.execute("SHOW jit").fetchone() == {"jit": "on"}
         assert connection.execute("SHOW statement_timeout").fetchone() == {"statement_timeout": "7s"}
         connection.rollback()
     assert scalar(db, "SELECT SUM(message_count) FROM alicia_session_stats") == 0
-    stats.query(db, "record_activity", session_id=session, conversation_id="ac_1", messages=2)
+    stats.query(db, "record_activity", session_id=session, messages=2)
     assert scalar(db, "SELECT SUM(message_count) FROM alicia_session_stats") == 2
-    assert scalar(db, "SHOW statement_timeout") == "0"
+    stats.query(db, "record_activity", session_id=session, messages=2, timeout=9)
+    assert scalar(db, "SELECT SUM(message_count) FROM alicia_session_stats") == 4
+    assert [scalar(db, f"SHOW {name}") for name in ("statement_timeout", "jit", "DateStyle")] == ["0", "on", "ISO, MDY"]
+
+
+def test_query_on_an_open_connection_sends_the_statement_and_nothing_else(db: Database, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    with psycopg.connect(conninfo_of(db), autocommit=True) as connection, trace.open("w") as file:
+        connection.pgconn.trace(file.fileno())
+        stats.query(connection, "average_session_metrics")
+        connection.pgconn.untrace()
+    sent = re.findall(r"^(?:[\d :.-]+\t)?F\t\d+\t(\w+)", trace.read_text(), re.M)
+    assert sent == ["Parse", "Bind", "Describe", "Execute", "Sync"]
+
+
+def test_statement_timeout_of_an_open_connection_is_kept_and_explained(db: Database, insert: Callable[..., str]) -> None:
+    insert("ac_1")
+    db.execute("SET statement_timeout = '100ms'")
+    with psycopg.connect(conninfo_of(db)) as other:
+        other.execute("UPDATE alicia_session_stats SET message_count = 1")
+        [session] = db.execute("SELECT id FROM alicia_session_stats").fetchone() or [None]
+        with pytest.raises(stats.SessionStatsError, match="longer than the connection's statement_timeout") as caught:
+            stats.query(db, "record_activity", session_id=session)
+    assert caught.value.sqlstate == "57014"
 
 
 def test_query_async_does_the_same_on_an_async_connection(db: Database, insert: Callable[..., str]) -> None:
@@ -496,7 +572,7 @@ def test_query_async_does_the_same_on_an_async_connection(db: Database, insert: 
 
     async def record(*, commits: bool) -> list[dict[str, Any]]:
         async with await psycopg.AsyncConnection.connect(conninfo_of(db)) as connection:
-            await stats.query_async(connection, "record_activity", session_id=session, conversation_id="ac_1", messages=2)
+            await stats.query_async(connection, "record_activity", session_id=session, messages=2)
             rows = await stats.query_async(connection, "session_stats", conversation_id="ac_1")
             await (connection.commit() if commits else connection.rollback())
             with pytest.raises(stats.UsageError, match="needs --conversation-id"):
@@ -507,22 +583,6 @@ def test_query_async_does_the_same_on_an_async_connection(db: Database, insert: 
         [row] = asyncio.run(record(commits=commits))
         assert row["message_count"] == 2
         assert scalar(db, "SELECT SUM(message_count) FROM alicia_session_stats") == (2 if commits else 0)
-
-
-def test_numbered_sql_runs_with_any_other_driver(db: Database, insert: Callable[..., str]) -> None:
-    session = insert("ac_1")
-    query = stats.queries()["record_activity"]
-    values = {
-        **{param.name: param.default for param in query.params},
-        "session_id": session,
-        "conversation_id": "ac_1",
-        "messages": "2",
-    }
-    statement = query.sql("numbered")
-    assert "%" not in statement
-    raw = psycopg.RawCursor(db)
-    raw.execute(statement.encode(), [values[param.name] for param in query.params])
-    assert scalar(db, "SELECT SUM(message_count) FROM alicia_session_stats") == 2
 
 
 @pytest.mark.parametrize(
@@ -551,3 +611,40 @@ def test_python_raises_one_family_of_errors_with_the_servers_state_and_cause(bar
     for call in (stats.migrate, stats.rollback, stats.status, stats.plan, stats.verify):
         with pytest.raises(stats.SessionStatsError, match="cannot connect"):
             call(NOWHERE)
+
+
+def test_a_missing_session_and_a_missing_conversation_are_the_same_error(db: Database) -> None:
+    for name, option in (("start_session", "conversation_id"), ("record_activity", "session_id")):
+        done = cli("query", name, f"--{option}", "nothing", "--database", conninfo_of(db))
+        assert_one_line(done, 1, "nothing")
+        for timeout in (None, 5):
+            with pytest.raises(stats.SessionStatsError) as caught:
+                stats.query(db, name, timeout=timeout, **{option: "nothing"})
+            assert (type(caught.value), caught.value.sqlstate) == (stats.SessionStatsError, "23503")
+            assert isinstance(caught.value.__cause__, psycopg.errors.ForeignKeyViolation)
+
+
+def test_a_lost_or_closed_connection_is_an_error_of_the_family(db: Database) -> None:
+    with psycopg.connect(conninfo_of(db), autocommit=True) as other:
+        db.execute("SELECT PG_TERMINATE_BACKEND(%s)", [other.info.backend_pid])
+        for state in ("57P01", None):
+            with pytest.raises(stats.SessionStatsError) as caught:
+                stats.query(other, "average_session_metrics")
+            assert (caught.value.sqlstate, type(caught.value)) == (state, stats.SessionStatsError)
+            assert isinstance(caught.value.__cause__, psycopg.OperationalError)
+    closed = psycopg.connect(conninfo_of(db), autocommit=True)
+    closed.close()
+    for timeout in (None, 5):
+        with pytest.raises(stats.SessionStatsError, match="the connection is closed"):
+            stats.query(closed, "average_session_metrics", timeout=timeout)
+    with pytest.raises(stats.SessionStatsError, match="cannot connect") as caught:
+        stats.connect(NOWHERE)
+    assert isinstance(caught.value.__cause__, psycopg.OperationalError)
+
+
+def test_a_target_of_another_type_is_told(db: Database) -> None:
+    wrong: Any = object()
+    with pytest.raises(stats.UsageError, match="From a pool"):
+        stats.query(wrong, "average_session_metrics")
+    with pytest.raises(stats.UsageError, match="AsyncConnection"):
+        asyncio.run(stats.query_async(db, "average_session_metrics"))  # pyright: ignore[reportArgumentType]
