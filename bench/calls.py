@@ -46,11 +46,13 @@ def main(server: str) -> None:
             connection.execute(LOAD)
             connection.execute("ANALYZE")
             connection.execute("SET synchronous_commit = off")  # The disk is not what is measured.
-            [[session]] = connection.execute("SELECT MIN(id) FROM alicia_session_stats").fetchall()
+            [[session, conversation]] = connection.execute(
+                "SELECT id, conversation_id FROM alicia_session_stats ORDER BY id LIMIT 1"
+            ).fetchall()
             asked: dict[str, dict[str, Any]] = {
                 "average_session_metrics": {},
                 "session_stats": {"conversation_id": "ac_1"},
-                "record_activity": {"session_id": session, "messages": 1},
+                "record_activity": {"session_id": session, "conversation_id": conversation, "messages": 1},
             }
             lines = [line(name, measure(connection, conninfo, name, params)) for name, params in asked.items()]
             lines += [line(f"{name}, async", asyncio.run(measure_async(conninfo, name, asked[name]))) for name in asked]

@@ -45,7 +45,7 @@ def texts(query: stats.Query, given: dict[str, str]) -> list[str | None]:
 def test_a_pool_of_connections_serves_many_threads(db: Database, given: dict[str, str]) -> None:
     def record(pool: ConnectionPool, _: int) -> None:
         with pool.connection() as connection:  # Commits when the block ends.
-            stats.query(connection, "record_activity", session_id=given["session_id"], messages=1)
+            stats.query(connection, "record_activity", session_id=given["session_id"], conversation_id="ac_1", messages=1)
 
     with ConnectionPool(conninfo_of(db), min_size=1, max_size=4) as pool, ThreadPoolExecutor(30) as threads:
         list(threads.map(lambda number: record(pool, number), range(150)))
@@ -55,7 +55,9 @@ def test_a_pool_of_connections_serves_many_threads(db: Database, given: dict[str
 def test_an_async_pool_keeps_each_requests_transaction(db: Database, given: dict[str, str]) -> None:
     async def request(pool: AsyncConnectionPool, number: int) -> None:
         async with pool.connection() as connection:
-            await stats.query_async(connection, "record_activity", session_id=given["session_id"], messages=1)
+            await stats.query_async(
+                connection, "record_activity", session_id=given["session_id"], conversation_id="ac_1", messages=1
+            )
             if number % 2:
                 await connection.rollback()
 
@@ -81,7 +83,7 @@ def test_the_pages_service_with_an_async_pool_runs_as_printed(db: Database, give
     async def serve() -> list[dict[str, Any]]:
         async with page["lifespan"](app):
             session = await page["start"](app.state.pool, given["conversation_id"])
-            await page["reply"](app.state.pool, session, 40)
+            await page["reply"](app.state.pool, session, given["conversation_id"], 40)
             return await page["usage"](app.state.pool)
 
     usage = {row["metric"]: row["this_period"] for row in asyncio.run(serve())}
@@ -150,7 +152,7 @@ def test_asyncpg_tells_what_is_missing_by_one_sqlstate(db: Database, name: str, 
         try:
             statement = await connection.prepare(query.sql("numbered"))
             kinds = [kind.name for kind in statement.get_parameters()]
-            values = texts(query, {missing: "nothing"})
+            values = texts(query, {"conversation_id": "ac_1", missing: "nothing"})
             await statement.fetch(*(asyncpg_value(kind, text) for kind, text in zip(kinds, values, strict=True)))
         finally:
             await connection.close()
@@ -218,7 +220,10 @@ def test_node_postgres_runs_every_query(db: Database, given: dict[str, str], nod
 
 def test_node_postgres_tells_what_is_missing_by_one_sqlstate(db: Database, node: Path) -> None:
     queries = stats.queries()
-    asked = [(name, queries[name].sql("numbered"), texts(queries[name], {missing: "nothing"})) for name, missing in MISSING]
+    asked = [
+        (name, queries[name].sql("numbered"), texts(queries[name], {"conversation_id": "ac_1", missing: "nothing"}))
+        for name, missing in MISSING
+    ]
     assert node_postgres(node, db, asked) == dict.fromkeys(("start_session", "record_activity"), "23503")
 
 
@@ -227,7 +232,7 @@ def test_the_pages_node_service_runs_as_printed(db: Database, given: dict[str, s
     (node / "record_activity.sql").write_text(cli(*command.split()).stdout)
     calls = """
         (async () => {
-          const rows = [await record(process.argv[1], 2, 40), await record("nothing", 2, 40)];
+          const rows = [await record(process.argv[1], "ac_1", 2, 40), await record("nothing", "ac_1", 2, 40)];
           await pool.end();
           console.log(JSON.stringify(rows));
         })();

@@ -155,7 +155,18 @@ def test_python_block_runs_as_printed(bare: Connection) -> None:
     assert scalar(bare, "SELECT SUM(message_count) FROM alicia_session_stats") == 4
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/deploying.md", "docs/design.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "document",
+    [
+        "README.md",
+        "docs/deploying.md",
+        "docs/design.md",
+        "docs/applications.md",
+        "monitoring/README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+    ],
+)
 def test_links_lead_to_files(document: str) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
         assert (ROOT / document).parent.joinpath(target).exists(), target
@@ -240,6 +251,15 @@ def test_grants_are_enough(bare: Connection, login: Login) -> None:
     reader = make_conninfo(conninfo_of(bare), user="alicia_reader", password=PASSWORD)
     assert {row["state"] for row in stats.status(reader)} == {"applied"}
     assert stats.verify(reader) == []
+    bare.execute("ALTER ROLE alicia_reader SET default_transaction_read_only = on")
+    for command in ("status", "verify"):
+        done = cli(command, "--database", reader)
+        assert (done.returncode, done.stderr) == (0, "" if command == "status" else "no differences\n")
+
+    bare.execute("UPDATE alicia_session_stats SET created_at = '2020-01-01'")
+    keeper = make_conninfo(conninfo_of(bare), user="alicia_keeper", password=PASSWORD)
+    done = cli("purge", "--days", "100", "--yes", "--database", keeper)
+    assert (done.returncode, "2 sessions deleted" in done.stderr) == (0, True), done.stderr
 
 
 def test_application_that_drops_its_table_is_installed_again(bare: Connection) -> None:

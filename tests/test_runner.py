@@ -532,16 +532,16 @@ def test_query_on_an_open_connection_joins_its_transaction_and_changes_none_of_i
     session = insert("ac_1")
     with psycopg.connect(conninfo_of(db), row_factory=dict_row) as connection:
         connection.execute("SET LOCAL statement_timeout = '7s'")
-        stats.query(connection, "record_activity", session_id=session, messages=2, timeout=9)
+        stats.query(connection, "record_activity", session_id=session, conversation_id="ac_1", messages=2, timeout=9)
         [row] = stats.query(connection, "session_stats", conversation_id="ac_1")
         assert row["message_count"] == 2
         assert connection.execute("SHOW jit").fetchone() == {"jit": "on"}
         assert connection.execute("SHOW statement_timeout").fetchone() == {"statement_timeout": "7s"}
         connection.rollback()
     assert scalar(db, "SELECT SUM(message_count) FROM alicia_session_stats") == 0
-    stats.query(db, "record_activity", session_id=session, messages=2)
+    stats.query(db, "record_activity", session_id=session, conversation_id="ac_1", messages=2)
     assert scalar(db, "SELECT SUM(message_count) FROM alicia_session_stats") == 2
-    stats.query(db, "record_activity", session_id=session, messages=2, timeout=9)
+    stats.query(db, "record_activity", session_id=session, conversation_id="ac_1", messages=2, timeout=9)
     assert scalar(db, "SELECT SUM(message_count) FROM alicia_session_stats") == 4
     assert [scalar(db, f"SHOW {name}") for name in ("statement_timeout", "jit", "DateStyle")] == ["0", "on", "ISO, MDY"]
 
@@ -563,7 +563,7 @@ def test_statement_timeout_of_an_open_connection_is_kept_and_explained(db: Datab
         other.execute("UPDATE alicia_session_stats SET message_count = 1")
         [session] = db.execute("SELECT id FROM alicia_session_stats").fetchone() or [None]
         with pytest.raises(stats.SessionStatsError, match="longer than the connection's statement_timeout") as caught:
-            stats.query(db, "record_activity", session_id=session)
+            stats.query(db, "record_activity", session_id=session, conversation_id="ac_1")
     assert caught.value.sqlstate == "57014"
 
 
@@ -572,7 +572,7 @@ def test_query_async_does_the_same_on_an_async_connection(db: Database, insert: 
 
     async def record(*, commits: bool) -> list[dict[str, Any]]:
         async with await psycopg.AsyncConnection.connect(conninfo_of(db)) as connection:
-            await stats.query_async(connection, "record_activity", session_id=session, messages=2)
+            await stats.query_async(connection, "record_activity", session_id=session, conversation_id="ac_1", messages=2)
             rows = await stats.query_async(connection, "session_stats", conversation_id="ac_1")
             await (connection.commit() if commits else connection.rollback())
             with pytest.raises(stats.UsageError, match="needs --conversation-id"):
@@ -614,12 +614,14 @@ def test_python_raises_one_family_of_errors_with_the_servers_state_and_cause(bar
 
 
 def test_a_missing_session_and_a_missing_conversation_are_the_same_error(db: Database) -> None:
-    for name, option in (("start_session", "conversation_id"), ("record_activity", "session_id")):
-        done = cli("query", name, f"--{option}", "nothing", "--database", conninfo_of(db))
+    for name in ("start_session", "record_activity"):
+        given = {param.name: "nothing" for param in stats.queries()[name].params if param.default is None}
+        asked = [f"--{param}=nothing" for param in given]
+        done = cli("query", name, *asked, "--database", conninfo_of(db))
         assert_one_line(done, 1, "nothing")
         for timeout in (None, 5):
             with pytest.raises(stats.SessionStatsError) as caught:
-                stats.query(db, name, timeout=timeout, **{option: "nothing"})
+                stats.query(db, name, timeout=timeout, **given)
             assert (type(caught.value), caught.value.sqlstate) == (stats.SessionStatsError, "23503")
             assert isinstance(caught.value.__cause__, psycopg.errors.ForeignKeyViolation)
 
