@@ -97,6 +97,10 @@ def test_numbered_sql_has_every_parameter_in_order(name: str) -> None:
     numbers = range(1, len(query.params) + 1)
     assert [f"${number}" in statement for number in numbers] == [True for _ in numbers]
     assert f"${len(query.params) + 1}" not in statement
+    named = statement
+    for number in reversed(numbers):
+        named = named.replace(f"${number}", f"%({query.params[number - 1].name})s")
+    assert named == query.sql("psycopg").replace("%%", "%")
     assert "%(" not in statement
     printed = cli("query", name, "--sql").stdout
     assert printed.endswith(f"{statement}\n")
