@@ -71,7 +71,7 @@ async def query_async(
                 before = await (await settings.execute(SETTINGS, _settings(timeout))).fetchone()
                 await cursor.execute(statement, values)
                 await settings.execute(SETTINGS, (before or ())[:3])
-        return _named(cursor, await cursor.fetchall() if cursor.description else [])
+        return _named(cursor, await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else [])
     except psycopg.Error as error:
         raise _explained(error, query, timeout, connection) from error
 
@@ -143,11 +143,13 @@ def _named(cursor: Cursor | psycopg.AsyncCursor[Any], rows: list[tuple[Any, ...]
 
 
 def _names(cursor: Cursor | psycopg.AsyncCursor[Any]) -> list[str]:
-    return [column.name for column in cursor.description or ()]
+    # Quicker than cursor.description, which describes each column. The queries' column names are ASCII.
+    result = cursor.pgresult
+    return [(result.fname(position) or b"").decode() for position in range(result.nfields)] if result else []
 
 
 def _rows(cursor: Cursor) -> list[tuple[Any, ...]]:
-    return cursor.fetchall() if cursor.description else []
+    return cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
 
 
 def _texts(cursor: Cursor) -> tuple[list[Column], list[list[str | None]]]:

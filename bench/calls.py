@@ -23,7 +23,7 @@ from tabulate import tabulate
 import alicia_session_stats as stats
 from alicia_session_stats import embedded
 
-TURNS = 1000
+TURNS = 500
 DATABASE = "alicia_calls"
 Call = TypeVar("Call")
 LOAD = """
