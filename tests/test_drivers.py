@@ -33,6 +33,7 @@ MISSING = [("start_session", "conversation_id"), ("record_activity", "session_id
 @pytest.fixture
 def given(db: Database, insert: Callable[..., str]) -> dict[str, str]:
     """Parameters by their names, in a database where each query has something to answer."""
+    db.execute("ALTER TABLE alicia_conversations ADD COLUMN user_id TEXT")
     db.execute(EVENTS.encode())
     return {**GIVEN, "conversation_id": "ac_1", "session_id": insert("ac_1", message_count=3)}
 

@@ -42,6 +42,7 @@ def promtool() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture
 def filled(db: Database) -> Database:
     """A database in which every query has something to answer."""
+    db.execute("ALTER TABLE alicia_conversations ADD COLUMN user_id TEXT")
     db.execute("INSERT INTO alicia_conversations (id) SELECT 'ac_' || n FROM GENERATE_SERIES(0, 9) AS n")
     db.execute("""
         INSERT INTO alicia_session_stats (conversation_id, message_count, tool_call_count, session_duration_seconds, created_at)

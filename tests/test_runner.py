@@ -349,6 +349,7 @@ def test_infinite_times_and_a_roles_datestyle_change_no_answer(db: Database, cop
 
 @pytest.mark.parametrize("name", [query.name for query in stats.queries().values() if not query.writes])
 def test_psql_and_runner_show_the_same_text(db: Database, name: str) -> None:
+    db.execute("ALTER TABLE alicia_conversations ADD COLUMN user_id TEXT")
     db.execute("INSERT INTO alicia_conversations (id) SELECT 'ac_' || n FROM GENERATE_SERIES(0, 9) AS n")
     db.execute("""
         INSERT INTO alicia_session_stats (conversation_id, message_count, tool_call_count, session_duration_seconds, created_at)
