@@ -110,6 +110,7 @@ def _make_parser(argv: Sequence[str]) -> Parser:
     _add_queries(command("query", "run a named query; the command queries lists them"), argv, [database, measured, timed])
     report = command("report", "write the answers of the queries, with charts, to an HTML file", timed)
     report.add_argument("--output", type=Path, default="report.html", metavar="FILE", help="the file (default report.html)")
+    report.add_argument("--tz", default="UTC", metavar="ZONE", help="time zone of its days and hours, an IANA name (default UTC)")
     purge = command("purge", "delete old sessions, one batch after the other")
     purge.add_argument("--days", required=True, metavar="N", help="those that began more than N days ago")
     purge.add_argument("--batch", metavar="N", help="how many in one transaction (default 10000)")

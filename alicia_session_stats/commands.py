@@ -112,7 +112,7 @@ def run_query(a: Namespace) -> None:
 
 
 def run_report(a: Namespace) -> None:
-    write_report(a.output, a.database, timeout=a.timeout)
+    write_report(a.output, a.database, timeout=a.timeout, tz=a.tz)
     log.info("wrote %s", a.output)
 
 

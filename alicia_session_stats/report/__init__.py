@@ -13,7 +13,7 @@ from alicia_session_stats.database import PROGRAM, SessionStatsError
 __all__ = ["render_report", "write_report"]
 
 
-def write_report(path: Path, conninfo: str | None = None, *, timeout: float = 30) -> None:
+def write_report(path: Path, conninfo: str | None = None, *, timeout: float = 30, tz: str = "UTC") -> None:
     """Render the report and write it to a file.
 
     An existing file is replaced in one step, so that a web server never serves half a page. A device or a pipe
@@ -23,11 +23,12 @@ def write_report(path: Path, conninfo: str | None = None, *, timeout: float = 30
         path: where to write the page.
         conninfo: the database, or None for the configured one.
         timeout: the seconds that each query may take; 0 is no limit.
+        tz: the time zone of days, weeks and hours, an IANA name.
 
     Raises:
         SessionStatsError: an extra is not installed, the database cannot be read, or the file cannot be written.
     """
-    page = render_report(conninfo, timeout=timeout)
+    page = render_report(conninfo, timeout=timeout, tz=tz)
     try:
         if path.exists() and not path.is_file():
             path.write_text(page, encoding="utf-8")
@@ -39,7 +40,7 @@ def write_report(path: Path, conninfo: str | None = None, *, timeout: float = 30
         raise SessionStatsError(f"cannot write {path}: {error.strerror}") from error
 
 
-def render_report(conninfo: str | None = None, *, timeout: float = 30) -> str:
+def render_report(conninfo: str | None = None, *, timeout: float = 30, tz: str = "UTC") -> str:
     """Run the named queries that only read and return their answers as one HTML page.
 
     All of them run in one REPEATABLE READ transaction, so the whole page describes one instant.
@@ -47,6 +48,7 @@ def render_report(conninfo: str | None = None, *, timeout: float = 30) -> str:
     Args:
         conninfo: the database, or None for the configured one.
         timeout: the seconds that each query may take; 0 is no limit.
+        tz: the time zone of days, weeks and hours, an IANA name.
 
     Returns:
         A complete HTML document that loads nothing from elsewhere.
@@ -58,7 +60,7 @@ def render_report(conninfo: str | None = None, *, timeout: float = 30) -> str:
         from alicia_session_stats.report import page
     except ModuleNotFoundError as missing:
         raise SessionStatsError(f"the report needs {missing.name}: pip install '{PROGRAM}[report]'") from missing
-    return page.render(conninfo, timeout)
+    return page.render(conninfo, timeout, tz)
 
 
 def _replace(path: Path, page: str) -> None:

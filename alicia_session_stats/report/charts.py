@@ -1,145 +1,115 @@
-"""Which charts the report draws, and from which answers. Each function returns None where there is nothing to draw."""
+"""The charts over time, and that of the session lengths. Each function yields what there are sessions to draw for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
-from alicia_session_stats.report.heatmaps import retention, sessions_by_hour
-from alicia_session_stats.report.vega import Answers, Chart, Rows, Spec, categories, count_axis, date, span
+from alicia_session_stats.report.vega import HALF, WIDE, Answers, Chart, Spec, categories, number_axis
+from alicia_session_stats.report.words import Rows, day, name, show, span
 
-TREND_COLOURS = {
+COLOURS = {
     "whole day": "var(--bar)",
-    "today so far": "var(--partial)",
+    "today so far": "var(--hatch)",
     "mean of 7 days": "var(--mean)",
-    "95 % interval": "var(--interval)",
+    "95 percent interval": "var(--interval)",
     "forecast": "var(--forecast)",
+    "median": "var(--mean)",
+    "90th percentile": "var(--middle)",
+    "95th percentile": "var(--forecast)",
 }
+PERCENTILES = {"median": "p50", "90th percentile": "p90", "95th percentile": "p95"}
+Layers = dict[str, Spec]  # By their name in the key.
+HATCH = "url(#hatch)"  # A pattern of the page, as var(--hatch) is in CSS.
 
 
-def sessions_per_day(answers: Answers) -> Chart | None:
-    """Draw the sessions of usage_over_time with their mean of 7 days, then those of growth_forecast."""
-    past = _past(answers)
-    if not any(row["sessions"] for row in past):
-        return None
-    highest = max(past, key=lambda row: row["sessions"])
-    said = f", at most {highest['sessions']:,} on {date(highest)}, with the mean of 7 days"
-    return _trend("sessions", said, past, _forecast(answers, "sessions"), mean="sessions_7d_mean")
+def usage(answers: Answers) -> Iterator[Chart]:
+    """Draw each measure of daily_usage, the sessions large and with their mean."""
+    rows = answers["daily_usage"]
+    mean = _line([row for row in rows if not row["is_partial"]], "sessions_7d_mean")
+    yield from _by_day("Sessions per day", rows, "sessions", {"mean of 7 days": mean}, height=230, is_wide=True)
+    for measure in ("messages", "hours", "tool_calls", "memories"):
+        yield from _by_day(f"{name(measure).capitalize()} per day", rows, measure)
 
 
-def messages_per_day(answers: Answers) -> Chart | None:
-    """Draw the messages of usage_over_time, then those of growth_forecast."""
-    past, forecast = _past(answers), _forecast(answers, "messages")
-    return _trend("messages", "", past, forecast) if forecast and any(row["messages"] for row in past) else None
+def forecast(answers: Answers) -> Iterator[Chart]:
+    """Draw the last four weeks of sessions and messages, then what growth_forecast expects."""
+    past = [row for row in answers["daily_usage"] if not row["is_partial"]][-28:]
+    for measure in ("sessions", "messages"):
+        ahead = [row for row in answers["growth_forecast"] if row[measure] is not None]
+        interval, line = _line(ahead, f"{measure}_low", f"{measure}_high"), _line(ahead, measure)
+        if ahead:
+            layers = {"95 percent interval": interval, "forecast": line}
+            yield from _by_day(f"{measure.capitalize()} per day", past, measure, layers)
 
 
-def _past(answers: Answers) -> Rows:
-    """Return the rows of usage_over_time, whose periods are days here."""
-    return [{**row, "day": row["period_start"].date()} for row in answers["usage_over_time"]]
+def percentiles(answers: Answers) -> Iterator[Chart]:
+    """Draw the percentiles of each week."""
+    for metric in ("messages", "minutes", "tool_calls", "memories"):
+        rows = [row for row in answers["weekly_percentiles"] if row["metric"] == metric and row["p95"] is not None]
+        if rows:
+            title = f"{name(metric).capitalize()} per session"
+            layers = {
+                kind: _line(rows, column, point={"size": 20, "color": COLOURS[kind]}) for kind, column in PERCENTILES.items()
+            }
+            yield _over_time(title, f"Weeks from {span(rows[0]['day'], rows[-1]['day'])}", layers, 150, HALF)
 
 
-def _forecast(answers: Answers, measure: str) -> Rows:
-    """Return the rows of growth_forecast, or none where the history is too short for numbers."""
-    return [row for row in answers["growth_forecast"] if row[measure] is not None]
+def concurrency(answers: Answers) -> Iterator[Chart]:
+    """Draw peak_concurrency."""
+    yield from _by_day("Sessions at once", answers["peak_concurrency"], "peak_sessions", is_wide=True)
 
 
-def _trend(measure: str, said: str, past: Rows, forecast: Rows, *, mean: str = "") -> Chart:
-    whole_days = [row for row in past if not row["is_partial"]]
-    layers = {
-        "whole day": _layer("bar", whole_days, measure),
-        "today so far": _layer("bar", [row for row in past if row["is_partial"]], measure),
-    }
-    if mean:
-        layers["mean of 7 days"] = _layer("line", whole_days, mean)
-    if forecast:
-        expected = sum(row[measure] for row in forecast) / len(forecast)
-        said += f", and the forecast {span(forecast)}, {expected:,.0f} a day, with its 95 percent interval"
-        layers["95 % interval"] = _layer("area", forecast, f"{measure}_low", f"{measure}_high")
-        layers["forecast"] = _layer("line", forecast, measure)
-    maximum = max(value.get("y2", value["y"]) for layer in layers.values() for value in layer["data"]["values"])
-    for name, layer in layers.items():
-        layer["mark"]["color"] = TREND_COLOURS[name]
-
-    def spec(narrow: bool) -> Spec:
-        day = {
-            "field": "day",
-            "timeUnit": "utcyearmonthdate",
-            "bandPosition": 0.5,
-            "title": "day (UTC)",
-            "axis": {"format": "%-d %b", "tickCount": 4 if narrow else 6},
+def _by_day(
+    title: str, rows: Rows, y: str, more: Layers | None = None, *, height: int = 150, is_wide: bool = False
+) -> Iterator[Chart]:
+    """Draw a column as a bar for each day, and other layers over or beside the bars."""
+    highest = max(rows, key=lambda row: row[y], default=None)
+    if highest and highest[y]:
+        bars = {
+            "whole day": _line([row for row in rows if not row["is_partial"]], y, type="bar"),
+            "today so far": _line([row for row in rows if row["is_partial"]], y, type="bar", color=HATCH),
         }
-        y = {"field": "y", "type": "quantitative", "title": f"{measure} a day", "axis": count_axis(maximum)}
-        return {"height": 230 if narrow else 280, "encoding": {"x": day, "y": y}, "layer": list(layers.values())}
-
-    label = f"Chart of {measure} a day {span(past)}{said}."
-    return Chart(f"{measure.capitalize()} a day", label, spec, tuple((name, TREND_COLOURS[name]) for name in layers))
+        said = f"{span(rows[0]['day'], rows[-1]['day'])}, at most {show(highest[y])} on {day(highest['day'])}"
+        yield _over_time(title, said, bars | (more or {}), height, WIDE if is_wide else HALF)
 
 
-def _layer(mark: str, rows: Rows, y: str, y2: str | None = None) -> Spec:
-    """Return the given columns by day, as bars, a line, or the area between two columns."""
-    values = [{"day": row["day"].isoformat(), "y": float(row[y])} | ({"y2": float(row[y2])} if y2 else {}) for row in rows]
-    return {"data": {"values": values}, "mark": {"type": mark}, "encoding": {"y2": {"field": "y2"}} if y2 else {}}
+def _over_time(title: str, said: str, layers: Layers, height: int, sizes: tuple[str, ...]) -> Chart:
+    layers = {kind: layer for kind, layer in layers.items() if layer["data"]["values"]}
+    for kind, layer in layers.items():
+        layer["mark"].setdefault("color", COLOURS[kind])
+    maximum = max(value.get("y2", value["y"]) for layer in layers.values() for value in layer["data"]["values"])
+    axis = {"format": "%-d %b", "tickCount": 4}
+    x = {"field": "day", "timeUnit": "utcyearmonthdate", "bandPosition": 0.5, "title": None, "axis": axis}
+    y = {"field": "y", "type": "quantitative", "title": None, "axis": number_axis(maximum)}
+    spec = {"height": height, "encoding": {"x": x, "y": y}, "layer": list(layers.values())}
+    key = tuple((kind, COLOURS[kind]) for kind in layers)
+    return Chart(title, f"{title}: {said}; {', '.join(layers)}.", spec, key, sizes)
 
 
-def session_lengths(answers: Answers) -> Chart | None:
+def _line(rows: Rows, y: str, y2: str | None = None, **mark: object) -> Spec:
+    """Return a column by day as a line or another mark, or the area between two columns."""
+    values = [{"day": f"{row['day']:%Y-%m-%d}", "y": float(row[y])} | ({"y2": float(row[y2])} if y2 else {}) for row in rows]
+    marked = {"type": "area" if y2 else "line", **mark}
+    return {"data": {"values": values}, "mark": marked, "encoding": {"y2": {"field": "y2"}} if y2 else {}}
+
+
+def lengths(answers: Answers) -> Iterator[Chart]:
     """Draw session_length_distribution as horizontal bars."""
     rows = answers["session_length_distribution"]
     highest = max(rows, key=lambda row: row["sessions"])
     if not highest["sessions"]:
-        return None
-    values = [{"length": row["length"], "sessions": row["sessions"], "share": f"{row['share_pct']:.1f} %"} for row in rows]
-
-    def spec(narrow: bool) -> Spec:
-        room_for_text = 1.25 if narrow else 1.1
-        sessions = {
-            "field": "sessions",
-            "type": "quantitative",
-            "axis": {**count_axis(highest["sessions"]), "grid": True},
-            "scale": {"domainMax": highest["sessions"] * room_for_text, "nice": False},
-        }
-        text: Spec = {"mark": {"type": "text", "align": "left", "dx": 5}, "encoding": {"text": {"field": "share"}}}
-        return {
-            "height": 60 + 26 * len(rows),
-            "data": {"values": values},
-            "encoding": {"x": sessions, "y": categories("length", "length of the session", minExtent=88, titleX=-88)},
-            "layer": [{"mark": "bar"}, text],
-        }
-
-    most = f"the most frequent is {highest['length']}, {highest['share_pct']:.1f} percent of all"
-    return Chart("How long sessions last", f"Bar chart of sessions by their length: {most}.", spec)
-
-
-def concurrent_sessions(answers: Answers) -> Chart | None:
-    """Draw peak_concurrency as a bar for each day."""
-    rows = answers["peak_concurrency"]
-    highest = max(rows, key=lambda row: row["peak_sessions"])
-    if not highest["peak_sessions"]:
-        return None
-    values = [{"day": date(row), "sessions": row["peak_sessions"], "is_partial": row["is_partial"]} for row in rows]
-
-    def spec(narrow: bool) -> Spec:
-        axis = count_axis(highest["peak_sessions"])
-        sessions = {"field": "sessions", "type": "quantitative", "title": "sessions at once", "axis": axis}
-        today = {"test": "datum.is_partial", "value": TREND_COLOURS["today so far"]}
-        colour = {"condition": today, "value": TREND_COLOURS["whole day"]}
-        text: Spec = {"mark": {"type": "text", "dy": -8}, "encoding": {"text": {"field": "sessions", "format": ",d"}}}
-        return {
-            "height": 200 if narrow else 230,
-            "data": {"values": values},
-            "encoding": {"x": categories("day", "day (UTC)", labelOverlap=True, labelSeparation=12), "y": sessions},
-            "layer": [{"mark": "bar", "encoding": {"color": colour}}, text],
-        }
-
-    most = f"{span(rows)}, the highest {highest['peak_sessions']:,} on {date(highest)}"
-    label = f"Bar chart of the most sessions at one instant of each day {most}."
-    return Chart("Sessions at once", label, spec, tuple(TREND_COLOURS.items())[:2])
-
-
-# By the name of the query in whose section the chart stands.
-CHARTS: dict[str, Callable[[Answers], Chart | None]] = {
-    "usage_over_time": sessions_per_day,
-    "busiest_hours": sessions_by_hour,
-    "peak_concurrency": concurrent_sessions,
-    "growth_forecast": messages_per_day,
-    "session_length_distribution": session_lengths,
-    "conversation_retention": retention,
-}
+        return
+    values = [{"length": row["length"], "share": float(row["share_pct"]), "text": f"{row['share_pct']:.1f} %"} for row in rows]
+    room_for_text = {"domainMax": float(highest["share_pct"]) * 1.25, "nice": False}
+    share = {"field": "share", "type": "quantitative", "axis": None, "scale": room_for_text}
+    spec = {
+        "height": 26 * len(rows),
+        "data": {"values": values},
+        "encoding": {"x": share, "y": categories("length", minExtent=88)},
+        "layer": [
+            {"mark": "bar"},
+            {"mark": {"type": "text", "align": "left", "dx": 5}, "encoding": {"text": {"field": "text"}}},
+        ],
+    }
+    most = f"the most frequent is {highest['length']}, {highest['share_pct']:.1f} percent"
+    yield Chart("Share of the sessions", f"Bar chart of sessions by their length: {most}.", spec, (), HALF)

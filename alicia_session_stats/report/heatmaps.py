@@ -2,85 +2,78 @@
 
 from __future__ import annotations
 
-from alicia_session_stats.report.vega import Answers, Chart, Key, Rows, Spec, categories, date
+from collections.abc import Iterator
+
+from alicia_session_stats.report.vega import Answers, Chart, Key, Spec, categories
+from alicia_session_stats.report.words import Rows, day
 
 COLOURS = [f"var(--heat-{step})" for step in range(6)]
+INKS = ["var(--ink)"] * 3 + ["var(--heat-ink)"] * 3  # Of the text on each colour.
 CELL: Spec = {"type": "rect", "stroke": "var(--page)", "strokeWidth": 1.5}
-WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
-def sessions_by_hour(answers: Answers) -> Chart | None:
+def busiest_hours(answers: Answers) -> Iterator[Chart]:
     """Draw busiest_hours as a heat map of the week."""
     values: Rows = [
-        {"hour": row["hour"], "day": day, "sessions": row[day]} for row in answers["busiest_hours"] for day in WEEKDAYS
+        {"hour": row["hour"], "day": day, "sessions": row[day.lower()]} for row in answers["busiest_hours"] for day in WEEKDAYS
     ]
     highest = max(values, key=lambda value: value["sessions"])
     if not highest["sessions"]:
-        return None
+        return
 
-    def spec(narrow: bool) -> Spec:
-        hour, day = categories("hour", "hour of the day (UTC)"), categories("day", "day of the week")
-        x, y = (day, hour) if narrow else (hour, day)
-        encoding = {"x": x, "y": y, "color": _colour("sessions", highest["sessions"])}
-        return {"height": 420 if narrow else 250, "data": {"values": values}, "mark": CELL, "encoding": encoding}
-
+    hour, weekday, colour = categories("hour", "hour of the day"), categories("day"), _colour("sessions", highest["sessions"])
+    wide = {"height": 210, "data": {"values": values}, "mark": CELL, "encoding": {"x": hour, "y": weekday, "color": colour}}
+    narrow = {"height": 400, "encoding": {"x": weekday, "y": hour | {"title": None}, "color": colour}}
     most = f"the most, {highest['sessions']:,}, on {highest['day']} from {highest['hour']}:00"
-    label = f"Heat map of sessions by weekday and hour of the day: {most} UTC."
-    return Chart("Sessions by weekday and hour", label, spec, _key(highest["sessions"]))
+    label = f"Heat map of sessions by weekday and hour: {most}."
+    yield Chart("Sessions", label, wide, _key(highest["sessions"], ""), narrow=narrow)
 
 
-def retention(answers: Answers) -> Chart | None:
-    """Draw conversation_retention as a triangle of percentages, a row for each cohort."""
-    rows = answers["conversation_retention"]
+def retention(answers: Answers) -> Iterator[Chart]:
+    """Draw conversation_retention as a triangle of percentages, a row for each cohort. The current week is left out."""
+    rows = [row for row in answers["conversation_retention"] if not row["is_partial"]]
     values: Rows = [
-        {"cohort": f"{date(row, 'cohort')}  ({row['conversations']:,})", "week": week, "share": float(row[f"week_{week}_pct"])}
-        for row in rows
-        for week in range(1, 8)
+        {"cohort": f"{day(row['cohort'])} ({row['conversations']:,})", "week": week, "share": float(row[f"week_{week}_pct"])}
+        for number, row in enumerate(rows)
+        for week in range(1, min(8, len(rows) - number))
         if row[f"week_{week}_pct"] is not None
     ]
     if not values:
-        return None
+        return
     lowest, highest = min(value["share"] for value in values), max(value["share"] for value in values)
 
-    def spec(narrow: bool) -> Spec:
-        cohort = categories("cohort", "week of the first session, and how many began in it", minExtent=86, titleX=-86)
-        week = categories("week", "weeks later (the last is not over)")
-        dark_cell = {"test": f"datum.share >= {_limits(highest)[2]}", "value": "var(--heat-ink)"}
-        text = {
-            "text": {"field": "share", "format": ".0f" if narrow else ".1f"},
-            "color": {"condition": dark_cell, "value": "var(--ink)"},
-        }
-        return {
-            "height": 110 + 28 * len(rows),
-            "data": {"values": values},
-            "encoding": {"x": week, "y": cohort},
-            "layer": [
-                {"mark": CELL, "encoding": {"color": _colour("share", highest)}},
-                {"mark": "text", "encoding": text},
-            ],
-        }
-
-    label = (
-        "Heat map of the share of each week's new conversations that was active in each of the weeks after, "
-        f"from {lowest:.1f} to {highest:.1f} percent."
-    )
-    return Chart("Conversations active again, in percent", label, spec, _key(highest))
+    ink = _colour("share", highest, INKS)
+    spec = {
+        "height": 50 + 28 * len({value["cohort"] for value in values}),
+        "data": {"values": values},
+        "encoding": {"x": categories("week", "weeks later"), "y": categories("cohort", minExtent=110)},
+        "layer": [
+            {"mark": CELL, "encoding": {"color": _colour("share", highest)}},
+            {"mark": "text", "encoding": {"text": {"field": "share", "format": ".1f"}, "color": ink}},
+        ],
+        "resolve": {"scale": {"color": "independent"}},
+    }
+    label = f"Heat map of the share of new conversations with a session in later weeks: {lowest:.1f} to {highest:.1f} percent."
+    yield Chart("Percent with a session", label, spec, _key(highest, " %"))
 
 
-def _colour(field: str, maximum: float) -> Spec:
-    scale = {"type": "threshold", "domain": _limits(maximum), "range": COLOURS}
+def _colour(field: str, maximum: float, colours: list[str] = COLOURS) -> Spec:
+    lows, steps = zip(*_classes(maximum), strict=True)
+    scale = {"type": "threshold", "domain": lows[1:], "range": [colours[step] for step in steps]}
     return {"field": field, "type": "quantitative", "scale": scale, "legend": None}
 
 
-def _key(maximum: float) -> Key:
-    """Return the numbers that each colour stands for, up to the maximum."""
-    limits = _limits(maximum)
-    names = [f"under {limits[0]:,}", *(f"from {limit:,}" for limit in limits)]
-    return tuple((name, colour) for name, colour, low in zip(names, COLOURS, [0, *limits], strict=True) if low <= maximum)
+def _key(maximum: float, unit: str) -> Key:
+    """Return the numbers that each colour stands for."""
+    classes = _classes(maximum)
+    first = f"under {classes[1][0]:,}{unit}" if len(classes) > 1 else f"0{unit}"
+    return tuple((f"from {low:,}{unit}" if low else first, COLOURS[step]) for low, step in classes)
 
 
-def _limits(maximum: float) -> list[int]:
-    """Return the five numbers at which the colour changes: multiples of a round number."""
+def _classes(maximum: float) -> list[tuple[int, int]]:
+    """Return the least number of each class, a multiple of a round number, and its colour, up to the maximum."""
     tens = (unit * 10**power for power in range(12) for unit in (10, 12, 15, 20, 25, 30, 40, 50, 60, 80))
-    step = next(step for step in (1, 2, 3, 4, 5, 6, 8, *tens) if step * len(COLOURS) > maximum)
-    return [step * (i + 1) for i in range(len(COLOURS) - 1)]
+    size = next(size for size in (1, 2, 3, 4, 5, 6, 8, *tens) if size * len(COLOURS) > maximum)
+    last = int(maximum // size)
+    return [(size * i, round(i * 5 / max(last, 1))) for i in range(last + 1)]

@@ -1,7 +1,7 @@
 "use strict";
 // Click a column's header to sort its table: numbers as numbers, empty cells last in both directions.
 const collator = new Intl.Collator("en", { numeric: true });
-const number = (text) => Number(text.replaceAll(",", ""));
+const number = (text) => Number(text.replaceAll(",", "").replace("−", "-"));
 
 function sort(table, header) {
   const text = (row) => row.cells[header.cellIndex].textContent;
@@ -27,5 +27,15 @@ for (const table of document.querySelectorAll("table")) {
   }
 }
 
-// Print the definitions too: on paper they cannot be opened.
+// Say that a table is wider than its place, and fade its edge until it is scrolled to the end.
+for (const place of document.querySelectorAll(".scroll")) {
+  const hint = () => {
+    place.previousElementSibling.hidden = place.scrollWidth < place.clientWidth + 3;
+    place.classList.toggle("more", place.scrollLeft + place.clientWidth < place.scrollWidth - 2);
+  };
+  new ResizeObserver(hint).observe(place);
+  place.addEventListener("scroll", hint, { passive: true });
+}
+
+// Print the tables and definitions too: on paper they cannot be opened.
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => (details.open = true)));

@@ -1,12 +1,12 @@
-"""The page: runs the named queries, pairs each answer with its chart, and renders page.html.j2."""
+"""The page: runs the named queries on one snapshot, and renders page.html.j2."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from decimal import Decimal
+from datetime import datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,44 +14,35 @@ from typing import Any
 import jinja2
 import psycopg
 
-from alicia_session_stats.database import PROGRAM, READING, connect, server_errors
+from alicia_session_stats.database import PROGRAM, READING, SessionStatsError, UsageError, connect, server_errors
 from alicia_session_stats.named_queries import query
 from alicia_session_stats.query_files import Query, queries
-from alicia_session_stats.report.charts import CHARTS
-from alicia_session_stats.report.vega import Rows
+from alicia_session_stats.report import words
+from alicia_session_stats.report.sections import MINUTES, SECTIONS, Section
+from alicia_session_stats.report.words import Rows
 
 HERE = Path(__file__).parent
-# session_stats needs a conversation, list_sessions is an export, active_users needs users; the others check the database.
-LEFT_OUT = ("session_stats", "list_sessions", "active_users", "verify", "verify_rollup")
-# The parameters that are not the default. A query that is listed twice has two sections.
-GIVEN: dict[str, tuple[dict[str, str], ...]] = {
-    "usage_over_time": ({"days": "90"},),  # As many days as the forecast beside it learns from.
-    "metric_usage": ({"metric": "tool_calls"}, {"metric": "memories"}),
-}
+# bar is for a terminal; what is partial is marked in the first cell; the others are in the words or in another column.
+HIDDEN = {"bar", "is_partial", "history_days", "sessions_r2", "messages_r2", "…_r2", "from_seconds", "change"}
+NOW = "SELECT NOW() AT TIME ZONE 'UTC', NOW() AT TIME ZONE %s"
+# The Mondays at which the last twelve weeks began and ended: in the time zone, and the end in UTC.
+WEEKS = """
+    SELECT monday - INTERVAL '7 days', monday AT TIME ZONE %(tz)s AT TIME ZONE 'UTC'
+    FROM GENERATE_SERIES(0, 11) AS n
+    CROSS JOIN LATERAL (SELECT DATE_TRUNC('week', NOW() AT TIME ZONE %(tz)s) - n * INTERVAL '7 days' AS monday) AS m
+    ORDER BY monday
+"""
 
 
 @dataclass(frozen=True)
-class Section:
-    """A named query with its answer. Its column bar, a bar of characters for a terminal, is not shown."""
+class Answer:
+    """A section with the rows of its query, or with the error that came instead."""
 
+    section: Section
     query: Query
     given: dict[str, str]
     rows: Rows
-
-    @property
-    def names(self) -> list[str]:
-        """The name of the query, and the metric where the query has a section for each."""
-        return [self.query.name, self.given["metric"]] if "metric" in self.given else [self.query.name]
-
-    @property
-    def id(self) -> str:
-        """The address on the page: metric_usage_tool_calls."""
-        return "_".join(self.names)
-
-    @property
-    def title(self) -> str:
-        """The name for people: Metric usage: tool calls."""
-        return ": ".join(self.names).replace("_", " ").capitalize()
+    error: SessionStatsError | None
 
     @property
     def params(self) -> dict[str, str]:
@@ -66,13 +57,15 @@ class Section:
     @property
     def columns(self) -> list[tuple[str, bool]]:
         """Each column to show and whether it holds numbers."""
-        names = [name for name in (self.rows or [{}])[0] if name != "bar"]
-        return [(name, any(_is_number(row[name]) for row in self.rows)) for name in names]
+        names = [name for name in (self.rows or [{}])[0] if name not in HIDDEN]
+        return [(name, all(row[name] is None or words.is_number(row[name]) for row in self.rows)) for name in names]
 
     @property
     def returns(self) -> list[tuple[str, str]]:
         """What the query file says of its rows: columns and their meaning, or a sentence and nothing."""
         text = self.query.documentation.partition("\nReturns: ")[2].partition("\nReads: ")[0]
+        if self.section.unit:
+            text = text.replace(*self.section.unit[:2])
         items: list[tuple[str, str]] = []
         for line in text.replace("\n    ", "\n").splitlines():
             left, _, right = line.partition("  ")
@@ -80,40 +73,70 @@ class Section:
                 items.append((left, right.strip()))
             else:  # The rest of the meaning above.
                 items[-1] = (items[-1][0], f"{items[-1][1]} {line.strip()}")
-        return [item for item in items if item[0] != "bar"]
+        return [item for item in items if item[0] not in HIDDEN]
+
+    def window(self, now: datetime) -> str:
+        """The window in words."""
+        days = int(self.params.get("days") or 0)
+        last = f"he last {days} days ({words.span(now - timedelta(days), now)})"
+        calendar = f"{len(self.rows)} days ({words.span(now - timedelta(len(self.rows) - 1), now)})"
+        return self.section.window.format(trailing="t" + last, Trailing="T" + last, days=days, calendar=calendar)
 
 
-def render(conninfo: str | None, timeout: float) -> str:
-    """Run the queries on one snapshot of the database and render the page.
-
-    Args:
-        conninfo: the database, or None for the configured one.
-        timeout: the seconds that each query may take; 0 is no limit.
-
-    Raises:
-        SessionStatsError: the database cannot be read.
-    """
+def render(conninfo: str | None, timeout: float, tz: str) -> str:
+    """Run the queries on one snapshot of the database and render the page. See render_report()."""
     with connect(conninfo) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         with server_errors(connection, READING), connection.transaction():
-            [[now]] = connection.execute("SELECT NOW() AT TIME ZONE 'UTC'").fetchall()
-            sections = _sections(connection, timeout)
-        return _html(sections, connection.info.dbname, now)
+            try:
+                [[utc, now]] = connection.execute(NOW, [tz]).fetchall()
+            except psycopg.DataError as error:
+                raise UsageError(f"--tz: {error.diag.message_primary}", error.sqlstate) from error
+            answers = [_answer(connection, section, timeout, tz) for section in SECTIONS if section.query in queries()]
+            errors = [answer.error for answer in answers if answer.error]
+            if len(errors) >= len(answers) - 1:  # table_health needs no privilege.
+                raise errors[0]
+            change = _ask(connection, "usage_change", timeout, {})[0]
+            weeks = list(weekly_percentiles(connection, timeout, tz))
+        return _html(answers, change, weeks, {"database": connection.info.dbname, "utc": utc, "now": now, "tz": tz})
 
 
-def _sections(connection: psycopg.Connection[Any], timeout: float) -> list[Section]:
-    return [
-        Section(asked, given, query(connection, asked.name, timeout=timeout, **given))
-        for asked in queries().values()
-        if not asked.writes and asked.name not in LEFT_OUT
-        for given in GIVEN.get(asked.name, ({},))
-    ]
+def _answer(connection: psycopg.Connection[Any], section: Section, timeout: float, tz: str) -> Answer:
+    asked = queries()[section.query]
+    given = {**section.given, **({"tz": tz} if tz != "UTC" and any(param.name == "tz" for param in asked.params) else {})}
+    rows, error = _ask(connection, asked.name, timeout, given)
+    # A new database has no history to show.
+    while len(rows) > 14 and not rows[0].get("sessions_7d_mean", 1):
+        rows.pop(0)
+    return Answer(section, asked, given, words.in_unit(rows, *section.unit) if section.unit else rows, error)
 
 
-def _html(sections: list[Section], database: str, now: datetime) -> str:
-    by_name = {section.query.name: section for section in sections}
-    answers = {name: section.rows for name, section in by_name.items()}
+def _ask(
+    connection: psycopg.Connection[Any], name: str, timeout: float, given: dict[str, Any]
+) -> tuple[Rows, SessionStatsError | None]:
+    """Run a query in a savepoint, so that one that fails does not end the others' transaction."""
+    try:
+        with connection.transaction():
+            return query(connection, name, timeout=timeout, **given), None
+    except SessionStatsError as error:
+        if connection.broken:
+            raise
+        return [], error
+
+
+def weekly_percentiles(connection: psycopg.Connection[Any], timeout: float, tz: str) -> Iterator[dict[str, Any]]:
+    """Yield the percentiles of each of the last twelve whole weeks, with the Monday on which it began."""
+    for monday, until in connection.execute(WEEKS, {"tz": tz}).fetchall():
+        rows, error = _ask(connection, "session_percentiles", timeout, {"days": 7, "until": until})
+        if error:
+            return
+        yield from ({"day": monday, **row} for row in words.in_unit(rows, *MINUTES))
+
+
+def _html(answers: list[Answer], change: Rows, weeks: Rows, heading: dict[str, Any]) -> str:
+    rows = {answer.query.name: answer.rows for answer in answers} | {"weekly_percentiles": weeks}
+    shown = [answer for answer in answers if not (answer.section.optional and answer.error)]
     script = (HERE / "page.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
@@ -122,33 +145,17 @@ def _html(sections: list[Section], database: str, now: datetime) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    is_empty = next(not (one.rows or one.error) for one in answers if one.query.name == "most_active_sessions")
     return environment.get_template("page.html.j2").render(
-        purposes=[(purpose, list(group)) for purpose, group in groupby(sections, lambda section: section.query.purpose)],
-        charts={name: chart(answers) for name, chart in CHARTS.items()},
-        change=by_name["usage_change"],
-        empty=not answers["most_active_sessions"],
-        database=database,
-        now=now,
-        show=_show,
+        heading,
+        groups=[(purpose, list(group)) for purpose, group in groupby(shown, lambda one: one.query.purpose)],
+        rows=rows,
+        change=words.in_unit(change, "seconds", "hours", 3600),
+        is_empty=is_empty,
+        words=words,
+        week=words.span(heading["now"] - timedelta(7), heading["now"]),
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         script=script,
         # The Content-Security-Policy allows the script with this hash and no other.
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-
-
-def _show(value: Any) -> str:
-    """Return a value for people: thousands separated, two decimals at most."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, Decimal | float):
-        return min(f"{value:,f}", f"{value:,.2f}", key=len)
-    return value.isoformat(" ", "seconds") if isinstance(value, datetime) else str(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)

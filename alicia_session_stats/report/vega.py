@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import vl_convert
 
-Rows = list[dict[str, Any]]
+from alicia_session_stats.report.words import Rows
+
 Answers = Mapping[str, Rows]  # By the name of the query.
 Spec = dict[str, Any]
 Key = tuple[tuple[str, str], ...]
-
+WIDTHS = {"wide": 780, "narrow": 350, "half": 370}
+WIDE, HALF = ("wide", "narrow"), ("half",)
 FRAME: Spec = {
     "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
     "autosize": {"type": "fit", "contains": "padding"},
@@ -38,43 +41,36 @@ FRAME: Spec = {
             "labelPadding": 6,
         },
         "axisX": {"grid": False},
-        # The title stands above the axis, unrotated. minExtent leaves room for a reader's wider font.
-        "axisY": {"titleAngle": 0, "titleAlign": "left", "titleX": -44, "titleY": -20, "minExtent": 44},
+        "axisY": {"minExtent": 44},  # Room for a reader's wider font.
     },
 }
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart that is drawn twice, since text that shrinks with its picture cannot be read on a phone."""
+    """A chart. A wide one is drawn twice, since text that shrinks with its picture cannot be read on a phone."""
 
     title: str
     label: str  # What the chart shows, in words, for a screen reader.
-    spec: Callable[[bool], Spec]  # Called with True for the narrow drawing.
-    key: Key = ()  # The name and the CSS colour of each kind of mark.
+    spec: Spec
+    key: Key = ()  # The name and the CSS background of each kind of mark.
+    sizes: tuple[str, ...] = WIDE
+    narrow: Spec = field(default_factory=dict)  # What is different in the narrow drawing.
 
-    def svg(self, *, narrow: bool) -> str:
+    def svg(self, size: str) -> str:
         """Draw the chart as inline SVG. The page's style sheet gives the colours and the font."""
-        svg = vl_convert.vegalite_to_svg({**FRAME, **self.spec(narrow), "width": 350 if narrow else 760})
+        spec = {**FRAME, "width": WIDTHS[size], **self.spec, **(self.narrow if size == "narrow" else {})}
         # Two decimals of a pixel are enough. The label describes the whole, so its parts need no roles.
-        return re.sub(r"(?<=\.\d\d)\d+| (?:role|aria-\w+)=\"[^\"]*\"", "", svg)
+        return re.sub(r"(?<=\.\d\d)\d+| (?:role|aria-\w+)=\"[^\"]*\"", "", vl_convert.vegalite_to_svg(spec))
 
 
-def count_axis(maximum: float) -> Spec:
-    """Return an axis with whole numbers only; with Vega's own tickMinStep, 2 is labelled 0, 1, 1, 2, 2."""
-    return {"tickCount": min(5, int(maximum)), "format": ",d"}
+def number_axis(maximum: float) -> Spec:
+    """Return an axis from 0 to a maximum, in whole numbers where the maximum is small, and short where it is large."""
+    short = "replace(format(datum.value, '~s'), 'G', 'B')"
+    text = {"labelExpr": short} if maximum >= 100_000 else {"format": ",~f"}
+    return {"tickCount": min(4, math.ceil(maximum)), **text}
 
 
-def categories(field: str, title: str, **axis: Any) -> Spec:
+def categories(field: str, title: str | None = None, **axis: Any) -> Spec:
     """Return the encoding of categories, in the order of the data and with horizontal labels."""
     return {"field": field, "type": "ordinal", "sort": None, "title": title, "axis": {"labelAngle": 0, **axis}}
-
-
-def span(rows: Rows) -> str:
-    """Return the days of the first and the last row in words."""
-    return f"from {date(rows[0])} to {date(rows[-1])}"
-
-
-def date(row: dict[str, Any], column: str = "day") -> str:
-    """Return a row's day as 5 Mar."""
-    return f"{row[column].day} {row[column]:%b}"
