@@ -110,10 +110,6 @@ def column(page: Page, section: str, name: str) -> list[str]:
     return page.locator(f"#{section} tbody tr > :nth-child({index})").all_text_contents()
 
 
-def header(page: Page, section: str, name: str) -> Any:
-    return page.locator(f"#{section} thead").get_by_role("button", name=name, exact=True)
-
-
 # What is on the page ----------------------------------------------------------------------------------
 
 
@@ -258,68 +254,12 @@ def test_an_injected_script_does_not_run(page: Page) -> None:
     assert page.title() != "1"
 
 
-def test_every_column_can_be_sorted_with_the_keyboard(page: Page) -> None:
-    name_of = "one.closest('section').id + one.textContent"
-    focus = f"(one => one.matches('th button') && {name_of})(document.activeElement)"
-    buttons = page.locator("th button")
-    expected = buttons.evaluate_all(f"all => all.map(one => {name_of})")
-    rows = "all => all.filter(one => one.tBodies[0].rows.length > 1).map(one => one.tHead.rows[0].cells.length)"
-    assert len(expected) == sum(page.locator("table").evaluate_all(rows))
-    reached: list[str] = []
-    for _ in range(300):
-        page.keyboard.press("Tab")
-        if name := page.evaluate(focus):
-            reached.append(name)
-            page.keyboard.press("Enter")
-            header = "document.activeElement.closest('tr')"
-            sorts = page.evaluate(f"[...{header}.cells].map(one => one.ariaSort).filter(one => one !== 'none')")
-            assert sorts == ["ascending"], name
-            assert page.evaluate("document.activeElement.closest('th').ariaSort") == "ascending"
-        if reached[-1:] == expected[-1:]:
-            break
-    assert reached == expected
-
-
 def test_keyboard_focus_is_visible(page: Page) -> None:
-    header(page, "usage_over_time", "sessions").focus()
-    page.keyboard.press("Shift+Tab")
-    assert page.evaluate("document.activeElement.textContent") == "period start"
-    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-
-
-def test_numbers_sort_as_numbers(page: Page) -> None:
-    def numbers() -> list[float]:
-        return [float(text.replace(",", "")) for text in column(page, "usage_over_time", "messages")]
-
-    before = numbers()
-    header(page, "usage_over_time", "messages").click()
-    assert numbers() == sorted(before) != sorted(before, key=str)
-    header(page, "usage_over_time", "messages").click()
-    assert numbers() == sorted(before, reverse=True)
-
-
-def test_sorting_moves_whole_rows(page: Page) -> None:
-    rows = page.locator("#usage_over_time tbody tr")
-    before = rows.all_text_contents()
-    header(page, "usage_over_time", "messages").click()
-    assert rows.all_text_contents() != before
-    assert sorted(rows.all_text_contents()) == sorted(before)
-
-
-def test_cells_without_a_value_sort_last_both_ways(page: Page) -> None:
-    for _ in range(2):
-        header(page, "conversation_retention", "week 3, %").click()
-        texts = column(page, "conversation_retention", "week 3, %")
-        assert "" in texts
-        assert texts == [text for text in texts if text] + [text for text in texts if not text]
-
-
-def test_only_the_sorted_column_is_marked_as_sorted(page: Page) -> None:
-    sorts = "all => all.map(one => one.ariaSort).filter(one => one !== 'none')"
-    header(page, "usage_over_time", "messages").click()
-    header(page, "usage_over_time", "period start").click()
-    header(page, "usage_over_time", "period start").click()
-    assert page.locator("#usage_over_time th[scope=col]").evaluate_all(sorts) == ["descending"]
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline == "solid"
+    assert page.evaluate("document.activeElement.closest('main') !== null")
 
 
 CONTRAST = """() => {
