@@ -17,6 +17,8 @@ COLOURS = {
     "90th percentile": "var(--middle)",
     "95th percentile": "var(--forecast)",
 }
+MONTHS = {"format": "%-d %b", "tickCount": 4}
+DAYS = {"labelExpr": "utcFormat(toDate(datum.value), '%-d %b')", "labelOverlap": True, "labelSeparation": 10}
 PERCENTILES = {"median": "p50", "90th percentile": "p90", "95th percentile": "p95"}
 Layers = dict[str, Spec]  # By their name in the key.
 HATCH = "url(#hatch)"  # A pattern of the page, as var(--hatch) is in CSS.
@@ -78,8 +80,10 @@ def _over_time(title: str, said: str, layers: Layers, height: int, sizes: tuple[
     for kind, layer in layers.items():
         layer["mark"].setdefault("color", COLOURS[kind])
     maximum = max(value.get("y2", value["y"]) for layer in layers.values() for value in layer["data"]["values"])
-    axis = {"format": "%-d %b", "tickCount": 4}
-    x = {"field": "day", "timeUnit": "utcyearmonthdate", "bandPosition": 0.5, "title": None, "axis": axis}
+    days = {value["day"] for layer in layers.values() for value in layer["data"]["values"]}
+    x: Spec = {"field": "day", "timeUnit": "utcyearmonthdate", "bandPosition": 0.5, "title": None, "axis": MONTHS}
+    if "whole day" in layers and len(days) <= 14:  # The labels of a time axis would be at the left of the wide bars.
+        x = categories("day", **DAYS)
     y = {"field": "y", "type": "quantitative", "title": None, "axis": number_axis(maximum)}
     spec = {"height": height, "encoding": {"x": x, "y": y}, "layer": list(layers.values())}
     key = tuple((kind, COLOURS[kind]) for kind in layers)
