@@ -8,6 +8,3 @@ for (const place of document.querySelectorAll(".scroll")) {
   new ResizeObserver(hint).observe(place);
   place.addEventListener("scroll", hint, { passive: true });
 }
-
-// Print the tables and definitions too: on paper they cannot be opened.
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => (details.open = true)));
