@@ -503,6 +503,23 @@ def test_the_page_of_a_young_database_shows_two_weeks(browser: Browser, db: psyc
     page.close()
 
 
+def test_a_week_that_begins_before_the_oldest_session_is_marked(
+    browser: Browser, db: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    now = datetime.now(UTC).replace(tzinfo=None)
+    monday = datetime(now.year, now.month, now.day) - timedelta(now.weekday())
+    insert(db, *(monday - timedelta(days) for days in (26, 19, 12)))
+    insert(db, *(monday - timedelta(days) for days in (19, 12)))
+    page, *_ = opened(browser, tmp_path, render_report(conninfo_of(db)))
+    section = page.locator("#conversation_retention")
+    assert section.locator(".key span").last.inner_text().startswith("* older sessions")
+    assert [text for text in section.locator(".wide .role-axis-label text").all_text_contents() if "(" in text] == [
+        f"{words.day(monday - timedelta(28))} (1) *",
+        f"{words.day(monday - timedelta(21))} (1)",
+    ]
+    page.close()
+
+
 def test_days_and_hours_are_those_of_the_time_zone(browser: Browser, db: psycopg.Connection[Any], tmp_path: Path) -> None:
     zone = ZoneInfo("Asia/Kathmandu")
     start = datetime.now(UTC) - timedelta(2)
@@ -523,7 +540,7 @@ def test_days_and_hours_are_those_of_the_time_zone(browser: Browser, db: psycopg
 def test_a_time_zone_that_does_not_exist_is_a_wrong_option(loaded: str, tmp_path: Path) -> None:
     done = cli("report", "--database", loaded, "--tz", "Europe/Berln", "--output", str(tmp_path / "page.html"))
     assert done.returncode == 2
-    assert done.stderr == 'alicia-session-stats: --tz: time zone "Europe/Berln" not recognized\n'
+    assert done.stderr == "alicia-session-stats: --tz must be a time zone's name such as Europe/Berlin, not 'Europe/Berln'\n"
 
 
 def test_a_role_that_may_not_run_one_query_gets_the_others(browser: Browser, loaded: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ COLOURS = {
     "95th percentile": "var(--forecast)",
 }
 MONTHS = {"format": "%-d %b", "tickCount": 4}
-DAYS = {"labelExpr": "utcFormat(toDate(datum.value), '%-d %b')", "labelOverlap": True, "labelSeparation": 10}
+DAYS: Spec = {"labelExpr": "utcFormat(toDate(datum.value), '%-d %b')", "labelOverlap": True, "labelSeparation": 10}
 PERCENTILES = {"median": "p50", "90th percentile": "p90", "95th percentile": "p95"}
 Layers = dict[str, Spec]  # By their name in the key.
 HATCH = "url(#hatch)"  # A pattern of the page, as var(--hatch) is in CSS.
@@ -48,7 +48,7 @@ def percentiles(answers: Answers) -> Iterator[Chart]:
     """Draw the percentiles of each week."""
     for metric in ("messages", "minutes", "tool_calls", "memories"):
         rows = [row for row in answers["weekly_percentiles"] if row["metric"] == metric and row["p95"] is not None]
-        if rows:
+        if len(rows) > 1:
             title = f"{name(metric).capitalize()} per session"
             layers = {
                 kind: _line(rows, column, point={"size": 20, "color": COLOURS[kind]}) for kind, column in PERCENTILES.items()

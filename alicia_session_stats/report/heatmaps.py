@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from alicia_session_stats.report.vega import Answers, Chart, Key, Spec, categories
-from alicia_session_stats.report.words import Rows, day
+from alicia_session_stats.report.words import Rows, day, mark
 
 COLOURS = [f"var(--heat-{step})" for step in range(6)]
 INKS = ["var(--ink)"] * 3 + ["var(--heat-ink)"] * 3  # Of the text on each colour.
@@ -34,7 +34,11 @@ def retention(answers: Answers) -> Iterator[Chart]:
     """Draw conversation_retention as a triangle of percentages, a row for each cohort. The current week is left out."""
     rows = [row for row in answers["conversation_retention"] if not row["is_partial"]]
     values: Rows = [
-        {"cohort": f"{day(row['cohort'])} ({row['conversations']:,})", "week": week, "share": float(row[f"week_{week}_pct"])}
+        {
+            "cohort": f"{day(row['cohort'])} ({row['conversations']:,}){mark(row)}",
+            "week": week,
+            "share": float(row[f"week_{week}_pct"]),
+        }
         for number, row in enumerate(rows)
         for week in range(1, min(8, len(rows) - number))
         if row[f"week_{week}_pct"] is not None
@@ -55,7 +59,9 @@ def retention(answers: Answers) -> Iterator[Chart]:
         "resolve": {"scale": {"color": "independent"}},
     }
     label = f"Heat map of the share of new conversations with a session in later weeks: {lowest:.1f} to {highest:.1f} percent."
-    yield Chart("Percent with a session", label, spec, _key(highest, " %"))
+    is_marked = any(value["cohort"].endswith("*") for value in values)
+    key = (*_key(highest, " %"), *([("* older sessions are missing, perhaps deleted", "")] if is_marked else []))
+    yield Chart("Percent with a session", label, spec, key)
 
 
 def _colour(field: str, maximum: float, colours: list[str] = COLOURS) -> Spec:

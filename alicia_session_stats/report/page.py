@@ -22,9 +22,9 @@ from alicia_session_stats.report.sections import MINUTES, SECTIONS, Section
 from alicia_session_stats.report.words import Rows
 
 HERE = Path(__file__).parent
-# bar is for a terminal; what is partial is marked in the first cell; the others are in the words or in another column.
-HIDDEN = {"bar", "is_partial", "history_days", "sessions_r2", "messages_r2", "…_r2", "from_seconds", "change"}
-NOW = "SELECT NOW() AT TIME ZONE 'UTC', NOW() AT TIME ZONE %s"
+# bar is for a terminal; what is not whole is marked in the first cell; the others are in the words or in another column.
+HIDDEN = {"bar", "is_partial", "is_truncated", "history_days", "sessions_r2", "messages_r2", "…_r2", "from_seconds", "change"}
+NOW = "SELECT NOW() AT TIME ZONE 'UTC', NOW() AT TIME ZONE name, name FROM pg_timezone_names WHERE LOWER(name) = LOWER(%s)"
 # The Mondays at which the last twelve weeks began and ended: in the time zone, and the end in UTC.
 WEEKS = """
     SELECT monday - INTERVAL '7 days', monday AT TIME ZONE %(tz)s AT TIME ZONE 'UTC'
@@ -89,10 +89,10 @@ def render(conninfo: str | None, timeout: float, tz: str) -> str:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         with server_errors(connection, READING), connection.transaction():
-            try:
-                [[utc, now]] = connection.execute(NOW, [tz]).fetchall()
-            except psycopg.DataError as error:
-                raise UsageError(f"--tz: {error.diag.message_primary}", error.sqlstate) from error
+            found = connection.execute(NOW, [tz]).fetchone()
+            if found is None:
+                raise UsageError(f"--tz must be a time zone's name such as Europe/Berlin, not '{tz}'")
+            utc, now, tz = found
             answers = [_answer(connection, section, timeout, tz) for section in SECTIONS if section.query in queries()]
             errors = [answer.error for answer in answers if answer.error]
             if len(errors) >= len(answers) - 1:  # table_health needs no privilege.

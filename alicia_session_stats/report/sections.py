@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from alicia_session_stats.report import charts, heatmaps
 from alicia_session_stats.report.vega import Answers, Chart
-from alicia_session_stats.report.words import name, show, span
+from alicia_session_stats.report.words import name, rounded, show, span
 
 HOURS = ("seconds", "hours", 3600)
 MINUTES = ("seconds", "minutes", 60)
@@ -45,7 +45,9 @@ def forecast_fit(answers: Answers) -> Iterator[tuple[bool, str]]:
     if rows[0]["sessions"] is None:
         yield True, f"No forecast yet: it needs 28 complete days of history, and there are {days}."
         return
-    sums = [f"{float(f'{sum(row[measure] for row in rows):.2g}'):,.0f} {measure}" for measure in ("sessions", "messages")]
+    sums = [
+        f"{rounded(int(float(f'{sum(row[measure] for row in rows):.2g}')))} {measure}" for measure in ("sessions", "messages")
+    ]
     dates = span(rows[0]["day"], rows[-1]["day"])
     yield False, f"About {' and '.join(sums)} from {dates}, by the {days} whole days before today."
     verdicts: dict[str, list[str]] = {}

@@ -45,6 +45,11 @@ def show(value: Any) -> str:
     return value.isoformat(" ", "minutes") if isinstance(value, datetime) else str(value)
 
 
+def mark(row: dict[str, Any]) -> str:
+    """Return what follows the first cell of a row that is not whole: a period that is not over, or that lost sessions."""
+    return " (so far)" if row.get("is_partial") else " *" if row.get("is_truncated") else ""
+
+
 def rounded(value: Any) -> str:
     """Return a number for a headline: 12.3 million."""
     for size, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
