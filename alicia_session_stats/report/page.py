@@ -18,7 +18,7 @@ from alicia_session_stats.database import PROGRAM, READING, SessionStatsError, U
 from alicia_session_stats.named_queries import query
 from alicia_session_stats.query_files import Query, queries
 from alicia_session_stats.report import words
-from alicia_session_stats.report.sections import MINUTES, SECTIONS, Section
+from alicia_session_stats.report.sections import HOURS, MINUTES, SECTIONS, Section
 from alicia_session_stats.report.words import Rows
 
 HERE = Path(__file__).parent
@@ -97,16 +97,17 @@ def render(conninfo: str | None, timeout: float, tz: str) -> str:
             errors = [answer.error for answer in answers if answer.error]
             if len(errors) >= len(answers) - 1:  # table_health needs no privilege.
                 raise errors[0]
-            change = _ask(connection, "usage_change", timeout, {})[0]
+            change, change_error = _ask(connection, "usage_change", timeout, {})
             weeks = list(weekly_percentiles(connection, timeout, tz))
-        return _html(answers, change, weeks, {"database": connection.info.dbname, "utc": utc, "now": now, "tz": tz})
+        heading = {"database": connection.info.dbname, "utc": utc, "now": now, "tz": tz, "change_error": change_error}
+        return _html(answers, words.in_unit(change, *HOURS), weeks, heading)
 
 
 def _answer(connection: psycopg.Connection[Any], section: Section, timeout: float, tz: str) -> Answer:
     asked = queries()[section.query]
     given = {**section.given, **({"tz": tz} if tz != "UTC" and any(param.name == "tz" for param in asked.params) else {})}
     rows, error = _ask(connection, asked.name, timeout, given)
-    # A new database has no history to show.
+    # Leave out the days before the first session, but show two weeks.
     while len(rows) > 14 and not rows[0].get("sessions_7d_mean", 1):
         rows.pop(0)
     return Answer(section, asked, given, words.in_unit(rows, *section.unit) if section.unit else rows, error)
@@ -145,12 +146,12 @@ def _html(answers: list[Answer], change: Rows, weeks: Rows, heading: dict[str, A
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    is_empty = next(not (one.rows or one.error) for one in answers if one.query.name == "most_active_sessions")
+    is_empty = any(one.query.name == "most_active_sessions" and not (one.rows or one.error) for one in answers)
     return environment.get_template("page.html.j2").render(
         heading,
         groups=[(purpose, list(group)) for purpose, group in groupby(shown, lambda one: one.query.purpose)],
         rows=rows,
-        change=words.in_unit(change, "seconds", "hours", 3600),
+        change=change,
         is_empty=is_empty,
         words=words,
         week=words.span(heading["now"] - timedelta(7), heading["now"]),

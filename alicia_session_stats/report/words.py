@@ -76,17 +76,17 @@ def span(first: date, last: date) -> str:
 
 
 def in_unit(rows: Rows, old: str, new: str, divisor: int) -> Rows:
-    """Return rows with another unit, where a column, or else the first cell of a row, names the old one."""
+    """Return rows with another unit, in the columns that name the old one, or else in the rows whose first cell does."""
     converted: Rows = []
     for row in rows:
-        title = next(iter(row.values()))
-        whole_row = isinstance(title, str) and old in title
+        is_in_title = old in str(next(iter(row.values())))
+        kept = ("sessions", "change_pct") if is_in_title else [column for column in row if old not in column]
         converted.append(
             {
                 column.replace(old, new): value.replace(old, new)
                 if isinstance(value, str)
                 else float(value) / divisor
-                if is_number(value) and (old in column or (whole_row and column not in ("sessions", "change_pct")))
+                if is_number(value) and column not in kept
                 else value
                 for column, value in row.items()
             }
