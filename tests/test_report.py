@@ -155,8 +155,8 @@ def test_names_and_units_are_for_people(seen: Page) -> None:
 
 
 def test_durations_are_hours_and_minutes(seen: Page, loaded: str) -> None:
-    by_day = stats.query(loaded, "daily_usage", days=90)
-    assert column(seen, "daily_usage", "hours")[-5:] == [f"{row['seconds'] / 3600:,.1f}" for row in by_day[-5:]]
+    by_day = stats.query(loaded, "usage_over_time", days=90)
+    assert column(seen, "usage_over_time", "hours")[-5:] == [f"{row['seconds'] / 3600:,.1f}" for row in by_day[-5:]]
     [*_, seconds] = stats.query(loaded, "session_percentiles")
     *_, minutes = seen.locator("#session_percentiles tbody tr").all()
     expected = [
@@ -192,7 +192,7 @@ def test_each_section_says_its_window(seen: Page) -> None:
         return f"ast {days} days ({words.span(today - timedelta(first), today)})"
 
     leads = {name: seen.locator(f"#{name} .lead").all_text_contents() for name in SHOWN}
-    assert last(90, 89) in leads["daily_usage"][0]
+    assert last(90, 89) in leads["usage_over_time"][0]
     assert last(28, 28) in leads["busiest_hours"][0]
     assert last(14, 13) in leads["peak_concurrency"][0]
     for name in ("metric_usage_memories", "session_percentiles", "session_length_distribution", "engagement"):
@@ -324,7 +324,7 @@ def test_each_chart_has_a_text_for_screen_readers_and_several_have_titles(seen: 
 
 def test_every_measure_and_its_percentiles_are_drawn_over_time(seen: Page) -> None:
     titles = {name: seen.locator(f"#{name} figcaption").all_text_contents() for name in SHOWN}
-    assert [title.strip() for title in titles["daily_usage"]] == [
+    assert [title.strip() for title in titles["usage_over_time"]] == [
         f"{measure} per day" for measure in ("Sessions", "Messages", "Hours", "Tool calls", "Memories")
     ]
     assert [title.strip() for title in titles["session_percentiles"]] == [
@@ -384,11 +384,11 @@ def test_the_fit_of_the_forecast_is_told_and_a_poor_one_is_a_warning() -> None:
 
 
 def test_today_is_hatched_and_not_in_the_mean(seen: Page) -> None:
-    for section, charts in {"daily_usage": 6, "peak_concurrency": 2}.items():  # The large ones are drawn twice.
+    for section, charts in {"usage_over_time": 6, "peak_concurrency": 2}.items():  # The large ones are drawn twice.
         assert 0 < seen.locator(f"#{section} path[fill='url(#hatch)']").count() <= charts
         assert column(seen, section, "day")[-1].endswith(" (so far)")
         assert [day for day in column(seen, section, "day")[:-1] if "so far" in day] == []
-    mean = seen.locator("#daily_usage .wide path[stroke='var(--mean)']").get_attribute("d") or ""
+    mean = seen.locator("#usage_over_time .wide path[stroke='var(--mean)']").get_attribute("d") or ""
     assert len(re.findall("[ML]", mean)) == 89
 
 
@@ -444,20 +444,20 @@ def test_on_a_phone_only_tables_scroll_sideways(browser: Browser, html: str, tmp
 def test_a_table_that_is_wider_than_the_screen_says_so(browser: Browser, html: str, tmp_path: Path) -> None:
     page, *_ = opened(browser, tmp_path, html, "narrow")
     page.evaluate(OPEN)
-    table = page.locator("#daily_usage .scroll")
-    hint = page.locator("#daily_usage .hint")
+    table = page.locator("#usage_over_time .scroll")
+    hint = page.locator("#usage_over_time .hint")
     hint.wait_for(state="visible")
     assert "scroll" in hint.inner_text()
     assert "gradient" in table.evaluate("one => getComputedStyle(one).maskImage")
     table.evaluate("one => one.scrollLeft = 10000")
-    page.wait_for_function("!document.querySelector('#daily_usage .scroll').classList.contains('more')")
+    page.wait_for_function("!document.querySelector('#usage_over_time .scroll').classList.contains('more')")
     assert not page.locator("#session_length_distribution .hint").is_visible()
     page.close()
 
 
 def test_print_is_light_and_has_what_is_open_with_every_row(browser: Browser, html: str, tmp_path: Path) -> None:
     page, _, messages = opened(browser, tmp_path, html, scheme="dark")
-    page.locator("#daily_usage summary").click()
+    page.locator("#usage_over_time summary").click()
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.locator("details:visible").count() == 1
@@ -495,8 +495,8 @@ def test_the_page_of_a_young_database_shows_two_weeks(browser: Browser, db: psyc
     insert(db, now - timedelta(hours=1), now - timedelta(1), now - timedelta(3))
     page, _, messages = opened(browser, tmp_path, render_report(conninfo_of(db)))
     page.evaluate(OPEN)
-    assert len(column(page, "daily_usage", "day")) == 14
-    assert "The last 14 days" in page.locator("#daily_usage .lead").inner_text()
+    assert len(column(page, "usage_over_time", "day")) == 14
+    assert "The last 14 days" in page.locator("#usage_over_time .lead").inner_text()
     assert "it needs 28 complete days of history" in page.locator("#growth_forecast .warning").inner_text()
     assert page.locator("#growth_forecast figure, #conversation_retention figure").count() == 0
     assert messages == []
@@ -529,11 +529,28 @@ def test_days_and_hours_are_those_of_the_time_zone(browser: Browser, db: psycopg
     assert f"{datetime.now(zone):%H:}" in page.locator("header").inner_text()
     assert "Days and hours are those of Asia/Kathmandu" in page.locator("header").inner_text()
     there = start.astimezone(zone)
-    days = dict(zip(column(page, "daily_usage", "day"), column(page, "daily_usage", "sessions"), strict=True))
+    days = dict(zip(column(page, "usage_over_time", "day"), column(page, "usage_over_time", "sessions"), strict=True))
     assert days[f"{there:%Y-%m-%d}"] == "1"
     assert column(page, "busiest_hours", f"{there:%a}".lower())[there.hour] == "1"
-    for section in ("daily_usage", "busiest_hours", "peak_concurrency", "conversation_retention"):
+    for section in ("usage_over_time", "busiest_hours", "peak_concurrency", "conversation_retention"):
         assert "--tz Asia/Kathmandu" in page.locator(f"#{section} details code").last.inner_text()
+    page.close()
+
+
+def test_active_users_are_shown_where_conversations_have_users(
+    browser: Browser, db: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    now = datetime.now(UTC).replace(tzinfo=None)
+    insert(db, now - timedelta(1), now - timedelta(3))
+    assert "active_users" not in render_report(conninfo_of(db))
+    db.execute("ALTER TABLE alicia_conversations ADD COLUMN user_id TEXT DEFAULT 'someone'")
+    db.commit()
+    page, _, messages = opened(browser, tmp_path, render_report(conninfo_of(db)))
+    section = page.locator("#active_users")
+    assert section.locator(".key span").all_inner_texts() == ["monthly", "weekly", "daily"]
+    assert section.locator(".wide path[stroke^='var(--']").count() == 3
+    assert column(page, "active_users", "daily users")[-4:] == ["1", "0", "1", "0"]
+    assert messages == []
     page.close()
 
 
@@ -556,7 +573,7 @@ def test_a_role_that_may_not_run_one_query_gets_the_others(browser: Browser, loa
     refused = page.locator("section:has(.warning:has-text('Not shown'))")
     assert refused.evaluate_all("all => all.map(one => one.id)") == ["most_active_sessions"]
     assert "GRANT SELECT ON alicia_session_stats_top_sessions" in refused.inner_text()
-    assert page.locator("#daily_usage figure").count() == 5
+    assert page.locator("#usage_over_time figure").count() == 5
     page.close()
 
 

@@ -16,6 +16,9 @@ COLOURS = {
     "median": "var(--mean)",
     "90th percentile": "var(--middle)",
     "95th percentile": "var(--forecast)",
+    "monthly": "var(--forecast)",
+    "weekly": "var(--middle)",
+    "daily": "var(--mean)",
 }
 MONTHS = {"format": "%-d %b", "tickCount": 4}
 DAYS: Spec = {"labelExpr": "utcFormat(toDate(datum.value), '%-d %b')", "labelOverlap": True, "labelSeparation": 10}
@@ -25,8 +28,8 @@ HATCH = "url(#hatch)"  # A pattern of the page, as var(--hatch) is in CSS.
 
 
 def usage(answers: Answers) -> Iterator[Chart]:
-    """Draw each measure of daily_usage, the sessions large and with their mean."""
-    rows = answers["daily_usage"]
+    """Draw each measure of usage_over_time, the sessions large and with their mean."""
+    rows = answers["usage_over_time"]
     mean = _line([row for row in rows if not row["is_partial"]], "sessions_7d_mean")
     yield from _by_day("Sessions per day", rows, "sessions", {"mean of 7 days": mean}, height=230, is_wide=True)
     for measure in ("messages", "hours", "tool_calls", "memories"):
@@ -35,7 +38,7 @@ def usage(answers: Answers) -> Iterator[Chart]:
 
 def forecast(answers: Answers) -> Iterator[Chart]:
     """Draw the last four weeks of sessions and messages, then what growth_forecast expects."""
-    past = [row for row in answers["daily_usage"] if not row["is_partial"]][-28:]
+    past = [row for row in answers["usage_over_time"] if not row["is_partial"]][-28:]
     for measure in ("sessions", "messages"):
         ahead = [row for row in answers["growth_forecast"] if row[measure] is not None]
         interval, line = _line(ahead, f"{measure}_low", f"{measure}_high"), _line(ahead, measure)
@@ -59,6 +62,14 @@ def percentiles(answers: Answers) -> Iterator[Chart]:
 def concurrency(answers: Answers) -> Iterator[Chart]:
     """Draw peak_concurrency."""
     yield from _by_day("Sessions at once", answers["peak_concurrency"], "peak_sessions", is_wide=True)
+
+
+def active_users(answers: Answers) -> Iterator[Chart]:
+    """Draw active_users of the day, week and month, without today."""
+    rows = [row for row in answers["active_users"] if not row["is_partial"]]
+    if any(row["monthly_users"] for row in rows):
+        lines = {kind: _line(rows, f"{kind}_users") for kind in ("monthly", "weekly", "daily")}
+        yield _over_time("Active users", span(rows[0]["day"], rows[-1]["day"]), lines, 150, WIDE)
 
 
 def _by_day(

@@ -107,6 +107,8 @@ def _answer(connection: psycopg.Connection[Any], section: Section, timeout: floa
     asked = queries()[section.query]
     given = {**section.given, **({"tz": tz} if tz != "UTC" and any(param.name == "tz" for param in asked.params) else {})}
     rows, error = _ask(connection, asked.name, timeout, given)
+    if "period_start" in (rows or [{}])[0]:
+        rows = [{"day": row.pop("period_start").date(), **row} for row in rows]
     # Leave out the days before the first session, but show two weeks.
     while len(rows) > 14 and not rows[0].get("sessions_7d_mean", 1):
         rows.pop(0)

@@ -11,8 +11,9 @@ from alicia_session_stats.report.words import name, rounded, show, span
 
 HOURS = ("seconds", "hours", 3600)
 MINUTES = ("seconds", "minutes", 60)
-# usage_change is the head of the page, and the percentiles have the mean too. session_stats needs a conversation.
-LEFT_OUT = ("usage_change", "average_session_metrics", "session_stats", "verify", "verify_rollup")
+# usage_change is the head of the page, and the percentiles have the mean too. list_sessions is an export,
+# session_stats needs a conversation.
+LEFT_OUT = ("usage_change", "average_session_metrics", "list_sessions", "session_stats", "verify", "verify_rollup")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def storage(answers: Answers) -> Iterator[tuple[bool, str]]:
 
 USED = "Per session, in {trailing} and the {days} days before."
 SECTIONS = (
-    Section("daily_usage", "Usage per day", "The last {calendar}.", {"days": "90"}, charts.usage, unit=HOURS),
+    Section("usage_over_time", "Usage per day", "The last {calendar}.", {"days": "90"}, charts.usage, unit=HOURS),
     Section("busiest_hours", "Busiest hours", "When sessions begin, in {trailing}.", charts=heatmaps.busiest_hours),
     Section(
         "most_active_sessions", "Most active sessions", "Of all recorded sessions, those with the most messages.", table=True
@@ -99,7 +100,13 @@ SECTIONS = (
     ),
     Section("session_length_distribution", "How long sessions last", "{Trailing}.", charts=charts.lengths, half=True),
     Section("engagement", "Engagement", "{Trailing}.", unit=MINUTES, table=True, half=True),
-    Section("active_users", "Active users", "{Trailing}.", table=True, optional=True),
+    Section(
+        "active_users",
+        "Active users",
+        "The last {calendar}, without today. Weekly and monthly are the 7 and 30 days that end with a day.",
+        charts=charts.active_users,
+        optional=True,
+    ),
     Section(
         "conversation_retention",
         "Conversations that came back",

@@ -10,6 +10,7 @@ from typing import Any
 Rows = list[dict[str, Any]]
 
 NAMES = {
+    r"^period_start$": "day",
     r"^per_session_": "",
     r"_pct$": ", %",
     r"_": " ",
