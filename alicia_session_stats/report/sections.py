@@ -11,9 +11,12 @@ from alicia_session_stats.report.words import name, rounded, show, span
 
 HOURS = ("seconds", "hours", 3600)
 MINUTES = ("seconds", "minutes", 60)
-# usage_change is the head of the page, and the percentiles have the mean too. list_sessions is an export,
-# session_stats needs a conversation.
-LEFT_OUT = ("usage_change", "average_session_metrics", "list_sessions", "session_stats", "verify", "verify_rollup")
+LEFT_OUT = (
+    # The head of the page; among the percentiles; an export; of one conversation.
+    *("usage_change", "average_session_metrics", "list_sessions", "session_stats"),
+    # An operator's.
+    *("recent_activity", "sessions_before", "verify", "verify_rollup"),
+)
 
 
 @dataclass(frozen=True)
