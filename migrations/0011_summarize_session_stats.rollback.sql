@@ -1,0 +1,20 @@
+-- Drop the summaries, and the functions that read and write them.
+--
+-- Why: the stamps read the rollup, which is about to be dropped.
+-- Locks: ACCESS EXCLUSIVE on the summaries for an instant.
+-- Rollback: no session is lost. Queries that read value counts no longer run.
+SET LOCAL lock_timeout = '500ms';
+
+SELECT alicia_session_stats_drop('FUNCTION alicia_session_stats_' || name)
+FROM UNNEST(ARRAY[
+    'wrong_summaries(timestamp without time zone,timestamp without time zone)',
+    'summarize(bigint)',
+    'open_at(timestamp without time zone)',
+    'percentile(double precision,integer[],bigint[],bigint)',
+    'value_counts(text,timestamp without time zone,timestamp without time zone)',
+    'computed_summaries(timestamp without time zone,timestamp without time zone)',
+    'periods(timestamp without time zone,timestamp without time zone)'
+]) AS name;
+SELECT alicia_session_stats_drop('VIEW alicia_session_stats_stamps');
+SELECT alicia_session_stats_drop('VIEW alicia_session_stats_value_summaries');
+SELECT alicia_session_stats_drop('TABLE alicia_session_stats_summaries');
