@@ -13,7 +13,7 @@
 --                                  came_back_pct: percent of the conversations with two or more such sessions
 --     all_sessions                 the metric over all sessions
 --     nonzero_sessions             the metric over the sessions that last a second or more
--- Reads: idx_session_stats_created_at
+-- Reads: alicia_session_stats_summaries_pkey, idx_session_stats_rollup, idx_session_stats_created_at
 --
 -- psql -v days=7 -f queries/engagement.sql
 \if :{?days}
@@ -24,40 +24,85 @@
 \else
 \set until now
 \endif
+-- Sorted first, because hashing so many conversations takes longer.
 WITH sessions AS (
     SELECT
-        g.min_seconds,
-        s.message_count AS messages,
-        s.session_duration_seconds AS seconds,
-        -- Numbers a conversation's sessions: it is counted at number 1, and it came back if there is a number 2.
-        ROW_NUMBER() OVER (PARTITION BY g.min_seconds, s.conversation_id) AS nth
-    FROM alicia_session_stats AS s
-    INNER JOIN (VALUES (0), (1)) AS g (min_seconds) ON s.session_duration_seconds >= g.min_seconds
+        conversation_id,
+        message_count AS messages,
+        session_duration_seconds AS seconds
+    FROM alicia_session_stats
     WHERE
-        s.created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
-        AND s.created_at < alicia_session_stats_window_end(:'until')
+        created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
+        AND created_at < alicia_session_stats_window_end(:'until')
+    ORDER BY conversation_id
+    OFFSET 0
 ),
 
--- One row per group of sessions, also when there is no session.
+conversations AS (
+    SELECT
+        COUNT(*) AS sessions,
+        COUNT(*) FILTER (WHERE messages = 1) AS one_message,
+        COUNT(*) FILTER (WHERE seconds > 0) AS nonzero,
+        COUNT(*) FILTER (WHERE messages = 1 AND seconds > 0) AS nonzero_one_message
+    FROM sessions
+    GROUP BY conversation_id
+),
+
+counts AS (
+    SELECT
+        COUNT(*) AS conversations,
+        COUNT(*) FILTER (WHERE nonzero > 0) AS nonzero_conversations,
+        COUNT(*) FILTER (WHERE sessions > 1) AS came_back,
+        COUNT(*) FILTER (WHERE nonzero > 1) AS nonzero_came_back,
+        SUM(one_message) AS one_message,
+        SUM(nonzero_one_message) AS nonzero_one_message
+    FROM conversations
+),
+
+durations AS (
+    SELECT
+        sessions,
+        counted_values,
+        sessions_up_to,
+        -- Zero is the first value, if any session has it.
+        CASE counted_values[1] WHEN 0 THEN sessions_up_to[1] ELSE 0 END AS zero_sessions
+    FROM alicia_session_stats_value_counts(
+        'seconds',
+        alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'),
+        alicia_session_stats_window_end(:'until')
+    )
+),
+
+-- One row per group of sessions.
 measures AS (
     SELECT
-        g.min_seconds,
-        COUNT(s.nth) AS sessions,
-        COUNT(*) FILTER (WHERE s.nth = 1) AS conversations,
-        COUNT(*) FILTER (WHERE s.nth = 2) AS came_back,
-        COUNT(*) FILTER (WHERE s.messages = 1) AS one_message,
-        PERCENTILE_CONT(0.5) WITHIN GROUP (ORDER BY s.seconds)::NUMERIC AS median_seconds,
-        PERCENTILE_CONT(0.9) WITHIN GROUP (ORDER BY s.seconds)::NUMERIC AS p90_seconds
-    FROM (VALUES (0), (1)) AS g (min_seconds)
-    LEFT JOIN sessions AS s ON g.min_seconds = s.min_seconds
-    GROUP BY g.min_seconds
+        d.sessions,
+        c.conversations,
+        c.came_back,
+        c.one_message,
+        alicia_session_stats_percentile(0.5, d.counted_values, d.sessions_up_to)::NUMERIC AS median_seconds,
+        alicia_session_stats_percentile(0.9, d.counted_values, d.sessions_up_to)::NUMERIC AS p90_seconds,
+        FALSE AS is_nonzero
+    FROM durations AS d
+    CROSS JOIN counts AS c
+    UNION ALL
+    SELECT
+        d.sessions - d.zero_sessions,
+        c.nonzero_conversations,
+        c.nonzero_came_back,
+        c.nonzero_one_message,
+        alicia_session_stats_percentile(0.5, d.counted_values, d.sessions_up_to, d.zero_sessions)::NUMERIC,
+        alicia_session_stats_percentile(0.9, d.counted_values, d.sessions_up_to, d.zero_sessions)::NUMERIC,
+        TRUE
+    FROM durations AS d
+    CROSS JOIN counts AS c
 )
 
 SELECT
     m.metric,
     -- TRIM_SCALE, so that a count has no decimals.
-    TRIM_SCALE(ROUND(MAX(m.value) FILTER (WHERE g.min_seconds = 0), 2)) AS all_sessions,
-    TRIM_SCALE(ROUND(MAX(m.value) FILTER (WHERE g.min_seconds = 1), 2)) AS nonzero_sessions
+    TRIM_SCALE(ROUND(MAX(m.value) FILTER (WHERE NOT g.is_nonzero), 2)) AS all_sessions,
+    TRIM_SCALE(ROUND(MAX(m.value) FILTER (WHERE g.is_nonzero), 2)) AS nonzero_sessions
 FROM measures AS g
 CROSS JOIN LATERAL (
     VALUES

@@ -15,7 +15,7 @@
 --     this_period, previous_period  the statistic in the later and in the earlier window
 --     change                        this_period - previous_period
 --     change_pct                    change in percent of previous_period; NULL when that is 0
--- Reads: idx_session_stats_created_at
+-- Reads: alicia_session_stats_summaries_pkey, idx_session_stats_rollup, idx_session_stats_created_at
 --
 -- psql -v metric=memories -v days=7 -f queries/metric_usage.sql
 \if :{?metric}
@@ -30,38 +30,38 @@
 \else
 \set until now
 \endif
-WITH sessions AS (
-    SELECT
-        created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days') AS is_recent,
-        message_count AS messages,
-        CASE :'metric'
-            WHEN 'tool_calls' THEN tool_call_count
-            WHEN 'messages' THEN message_count
-            WHEN 'memories' THEN memories_used
-            WHEN 'seconds' THEN session_duration_seconds
-        END AS value
-    FROM alicia_session_stats
-    WHERE
-        created_at >= alicia_session_stats_utc(:'until') - 2 * MAKE_INTERVAL(days => :'days')
-        AND created_at < alicia_session_stats_window_end(:'until')
+WITH windows (is_recent, since, until) AS (
+    VALUES
+    (
+        TRUE,
+        alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'),
+        alicia_session_stats_window_end(:'until')
+    ),
+    (
+        FALSE,
+        alicia_session_stats_utc(:'until') - 2 * MAKE_INTERVAL(days => :'days'),
+        LEAST(
+            alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'),
+            alicia_session_stats_window_end(:'until')
+        )
+    )
 ),
 
--- One row per window, also for a window without sessions.
 periods AS (
     SELECT
-        p.is_recent,
-        COUNT(s.is_recent) AS sessions,
-        COALESCE(SUM(s.value), 0) AS total,
-        100.0 * COUNT(*) FILTER (WHERE s.value > 0) / NULLIF(COUNT(s.is_recent), 0) AS with_any_pct,
-        PERCENTILE_CONT(0.5) WITHIN GROUP (ORDER BY s.value)::NUMERIC AS p50,
-        PERCENTILE_CONT(0.9) WITHIN GROUP (ORDER BY s.value)::NUMERIC AS p90,
-        PERCENTILE_CONT(0.95) WITHIN GROUP (ORDER BY s.value)::NUMERIC AS p95,
-        PERCENTILE_CONT(0.99) WITHIN GROUP (ORDER BY s.value)::NUMERIC AS p99,
-        MAX(s.value) AS max,
-        100.0 * SUM(s.value) / NULLIF(SUM(s.messages), 0) AS per_100_messages
-    FROM (VALUES (TRUE), (FALSE)) AS p (is_recent)
-    LEFT JOIN sessions AS s ON p.is_recent = s.is_recent
-    GROUP BY p.is_recent
+        w.is_recent,
+        c.sessions,
+        c.total,
+        -- Zero is the first value, if any session has it.
+        c.sessions - CASE c.counted_values[1] WHEN 0 THEN c.sessions_up_to[1] ELSE 0 END AS with_any,
+        alicia_session_stats_percentile(0.5, c.counted_values, c.sessions_up_to)::NUMERIC AS p50,
+        alicia_session_stats_percentile(0.9, c.counted_values, c.sessions_up_to)::NUMERIC AS p90,
+        alicia_session_stats_percentile(0.95, c.counted_values, c.sessions_up_to)::NUMERIC AS p95,
+        alicia_session_stats_percentile(0.99, c.counted_values, c.sessions_up_to)::NUMERIC AS p99,
+        c.counted_values[CARDINALITY(c.counted_values)] AS max,
+        (SELECT SUM(b.messages) FROM alicia_session_stats_between(w.since, w.until) AS b) AS messages
+    FROM windows AS w
+    CROSS JOIN LATERAL alicia_session_stats_value_counts(:'metric', w.since, w.until) AS c
 )
 
 SELECT
@@ -80,12 +80,12 @@ CROSS JOIN LATERAL (
     VALUES
     (1, 'sessions', t.sessions, p.sessions),
     (2, 'total', t.total, p.total),
-    (3, 'sessions_with_any_pct', t.with_any_pct, p.with_any_pct),
+    (3, 'sessions_with_any_pct', 100.0 * t.with_any / NULLIF(t.sessions, 0), 100.0 * p.with_any / NULLIF(p.sessions, 0)),
     (4, 'per_session_p50', t.p50, p.p50),
     (5, 'per_session_p90', t.p90, p.p90),
     (6, 'per_session_p95', t.p95, p.p95),
     (7, 'per_session_p99', t.p99, p.p99),
     (8, 'per_session_max', t.max, p.max),
-    (9, 'per_100_messages', t.per_100_messages, p.per_100_messages)
+    (9, 'per_100_messages', 100.0 * t.total / NULLIF(t.messages, 0), 100.0 * p.total / NULLIF(p.messages, 0))
 ) AS m (position, statistic, this_period, previous_period)
 ORDER BY m.position;

@@ -12,8 +12,7 @@
 --                                  the day began, NULL when peak_sessions is 0
 --     is_partial                   true for a day that is not over, at until or now
 --     bar                          peak_sessions, as a bar of at most 20 blocks; NULL when all are 0
--- Cost: reads every session before the window for the longest one, unless session_duration_seconds has an index.
--- Reads: idx_session_stats_created_at
+-- Reads: idx_session_stats_rollup, idx_session_stats_created_at
 --
 -- psql -v days=7 -v tz=Asia/Kathmandu -f queries/peak_concurrency.sql
 \if :{?days}
@@ -47,25 +46,20 @@ days AS (
     WHERE a.last_day - n <= a.unfinished_day
 ),
 
--- Up to sessions, the window begins a day before what is shown, so that it contains the days of every time zone.
-longest AS (
-    SELECT MAKE_INTERVAL(secs => COALESCE(MAX(session_duration_seconds), 0)) AS duration
-    FROM alicia_session_stats
-    WHERE created_at < alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 1)
-),
-
+-- What is open as the window begins, a day before what is shown, so that it contains the days of every time zone.
 sessions AS (
     SELECT
-        created_at AS started_at,
-        created_at + MAKE_INTERVAL(secs => session_duration_seconds) AS ended_at
+        started_at,
+        ended_at
+    FROM alicia_session_stats_open_at(alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 1))
+    UNION ALL
+    SELECT
+        created_at,
+        created_at + MAKE_INTERVAL(secs => session_duration_seconds)
     FROM alicia_session_stats
     WHERE
-        created_at
-        >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 1) - (SELECT duration FROM longest)
+        created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 1)
         AND created_at < alicia_session_stats_window_end(:'until')
-        -- One long session makes the index range long; those that ended before the window need not be sorted.
-        AND created_at + MAKE_INTERVAL(secs => session_duration_seconds)
-        > alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 1)
 ),
 
 changes AS (
@@ -93,25 +87,26 @@ changes AS (
 instants AS (
     SELECT
         changed_at,
-        (changed_at AT TIME ZONE 'UTC') AT TIME ZONE :'tz' AS local_at,
+        change,
         SUM(change) OVER (ORDER BY changed_at) AS open_sessions
     FROM changes
 ),
 
+-- Where a session only ends, there is no peak.
 peaks AS (
-    SELECT DISTINCT ON (local_at::DATE)
-        local_at::DATE AS day,
+    SELECT DISTINCT ON (day)
+        ((changed_at AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS day,
         open_sessions,
-        local_at
+        changed_at
     FROM instants
-    WHERE open_sessions > 0
-    ORDER BY local_at::DATE ASC, open_sessions DESC, changed_at ASC
+    WHERE open_sessions > 0 AND change >= 0
+    ORDER BY day ASC, open_sessions DESC, changed_at ASC
 )
 
 SELECT
     d.day,
     COALESCE(p.open_sessions, 0) AS peak_sessions,
-    p.local_at AS peak_at,
+    (p.changed_at AT TIME ZONE 'UTC') AT TIME ZONE :'tz' AS peak_at,
     d.is_partial,
     REPEAT('█', CEIL(20.0 * COALESCE(p.open_sessions, 0) / MAX(p.open_sessions) OVER ())::INTEGER) AS bar
 FROM days AS d

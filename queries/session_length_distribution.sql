@@ -10,7 +10,7 @@
 --     share_pct                    percent of the window's sessions; NULL when there is none
 --     cumulative_pct               share_pct of this row and all rows before it
 --     bar                          sessions, as a bar of at most 20 blocks; NULL when there is none
--- Reads: idx_session_stats_created_at
+-- Reads: alicia_session_stats_summaries_pkey, idx_session_stats_rollup, idx_session_stats_created_at
 --
 -- psql -v days=7 -f queries/session_length_distribution.sql
 \if :{?days}
@@ -34,24 +34,40 @@ WITH ranges (number, from_seconds, length) AS (
     (9, 3600, '1 h or more')
 ),
 
+-- The shorter sessions are those up to the greatest value below from_seconds. WIDTH_BUCKET finds it; 0 where there is none.
+shorter AS (
+    SELECT
+        r.number,
+        r.from_seconds,
+        r.length,
+        c.sessions AS all_sessions,
+        COALESCE(c.sessions_up_to[WIDTH_BUCKET(r.from_seconds - 1, c.counted_values)], 0) AS sessions
+    FROM ranges AS r
+    CROSS JOIN
+        alicia_session_stats_value_counts(
+            'seconds',
+            alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'),
+            alicia_session_stats_window_end(:'until')
+        ) AS c
+),
+
 counts AS (
     SELECT
-        WIDTH_BUCKET(session_duration_seconds, (SELECT ARRAY_AGG(from_seconds ORDER BY number) FROM ranges)) AS number,
-        COUNT(*) AS sessions
-    FROM alicia_session_stats
-    WHERE
-        created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
-        AND created_at < alicia_session_stats_window_end(:'until')
-    GROUP BY number
+        number,
+        from_seconds,
+        length,
+        all_sessions,
+        LEAD(sessions, 1, all_sessions) OVER (ORDER BY number) AS sessions_up_to,
+        LEAD(sessions, 1, all_sessions) OVER (ORDER BY number) - sessions AS sessions
+    FROM shorter
 )
 
 SELECT
-    r.length,
-    r.from_seconds,
-    COALESCE(c.sessions, 0) AS sessions,
-    ROUND(100.0 * COALESCE(c.sessions, 0) / SUM(c.sessions) OVER (), 2) AS share_pct,
-    ROUND(100.0 * COALESCE(SUM(c.sessions) OVER (ORDER BY r.number), 0) / SUM(c.sessions) OVER (), 2) AS cumulative_pct,
-    REPEAT('█', CEIL(20.0 * COALESCE(c.sessions, 0) / MAX(c.sessions) OVER ())::INTEGER) AS bar
-FROM ranges AS r
-LEFT JOIN counts AS c ON r.number = c.number
-ORDER BY r.number;
+    length,
+    from_seconds,
+    sessions,
+    ROUND(100.0 * sessions / NULLIF(all_sessions, 0), 2) AS share_pct,
+    ROUND(100.0 * sessions_up_to / NULLIF(all_sessions, 0), 2) AS cumulative_pct,
+    REPEAT('█', CEIL(20.0 * sessions / NULLIF(MAX(sessions) OVER (), 0))::INTEGER) AS bar
+FROM counts
+ORDER BY number;

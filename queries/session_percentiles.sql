@@ -9,7 +9,7 @@
 --     sessions                     sessions that begin in the window, the same in every row
 --     mean, p50, …, p99, max       over all of these, zeros included; NULL when there is no session. Percentiles are
 --                                  interpolated (PERCENTILE_CONT)
--- Reads: idx_session_stats_created_at
+-- Reads: alicia_session_stats_summaries_pkey, idx_session_stats_rollup, idx_session_stats_created_at
 --
 -- psql -v days=7 -f queries/session_percentiles.sql
 \if :{?days}
@@ -20,33 +20,20 @@
 \else
 \set until now
 \endif
-WITH measured AS (
-    SELECT
-        m.metric,
-        m.value
-    FROM alicia_session_stats AS s
-    CROSS JOIN LATERAL (
-        VALUES
-        ('messages', s.message_count),
-        ('tool_calls', s.tool_call_count),
-        ('memories', s.memories_used),
-        ('seconds', s.session_duration_seconds)
-    ) AS m (metric, value)
-    WHERE
-        s.created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
-        AND s.created_at < alicia_session_stats_window_end(:'until')
-)
-
 SELECT
-    n.metric,
-    COUNT(m.value) AS sessions,
-    ROUND(AVG(m.value), 2) AS mean,
-    ROUND(PERCENTILE_CONT(0.5) WITHIN GROUP (ORDER BY m.value)::NUMERIC, 2) AS p50,
-    ROUND(PERCENTILE_CONT(0.9) WITHIN GROUP (ORDER BY m.value)::NUMERIC, 2) AS p90,
-    ROUND(PERCENTILE_CONT(0.95) WITHIN GROUP (ORDER BY m.value)::NUMERIC, 2) AS p95,
-    ROUND(PERCENTILE_CONT(0.99) WITHIN GROUP (ORDER BY m.value)::NUMERIC, 2) AS p99,
-    MAX(m.value) AS max
-FROM (VALUES (1, 'messages'), (2, 'tool_calls'), (3, 'memories'), (4, 'seconds')) AS n (position, metric)
-LEFT JOIN measured AS m ON n.metric = m.metric
-GROUP BY n.position, n.metric
-ORDER BY n.position;
+    m.metric,
+    c.sessions,
+    ROUND(c.total / NULLIF(c.sessions, 0), 2) AS mean,
+    ROUND(alicia_session_stats_percentile(0.5, c.counted_values, c.sessions_up_to)::NUMERIC, 2) AS p50,
+    ROUND(alicia_session_stats_percentile(0.9, c.counted_values, c.sessions_up_to)::NUMERIC, 2) AS p90,
+    ROUND(alicia_session_stats_percentile(0.95, c.counted_values, c.sessions_up_to)::NUMERIC, 2) AS p95,
+    ROUND(alicia_session_stats_percentile(0.99, c.counted_values, c.sessions_up_to)::NUMERIC, 2) AS p99,
+    c.counted_values[CARDINALITY(c.counted_values)] AS max
+FROM (VALUES (1, 'messages'), (2, 'tool_calls'), (3, 'memories'), (4, 'seconds')) AS m (position, metric)
+CROSS JOIN
+    LATERAL alicia_session_stats_value_counts(
+        m.metric,
+        alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'),
+        alicia_session_stats_window_end(:'until')
+    ) AS c
+ORDER BY m.position;

@@ -23,7 +23,7 @@ Rows = list[list[str]]
 
 QUERIES = stats.queries()
 READERS = [name for name, each in QUERIES.items() if not each.writes]
-WRITERS = {"delete_sessions_before", "rebuild_sessions", "record_activity", "record_totals", "start_session"}
+WRITERS = {"delete_sessions_before", "rebuild_sessions", "record_activity", "record_totals", "start_session", "summarize_days"}
 SILENT = {"verify", "verify_rollup"}  # No row when there is no difference.
 FORMATTING = {"verify", "verify_rollup"}  # May compose statements with FORMAT, which needs a percent sign.
 MOVING = {"table_health"}  # The server's statistics change by themselves.
@@ -266,13 +266,18 @@ def test_no_number_has_more_decimals_than_are_meaningful(name: str, sample: str)
 @every_query
 def test_indexes_that_the_header_names_are_used(name: str, sample: str) -> None:
     named = set(", ".join(field(name, "Reads")).split(", ")) - {"no index"}
-    with stats.connect(sample) as connection, connection.transaction():
+    with stats.connect(sample) as connection, connection.transaction(force_rollback=True):
         connection.execute("SET LOCAL enable_seqscan = off")
         plan = connection.execute(f"EXPLAIN {QUERIES[name].statement}".encode(), values(name, {})).fetchall()
+        in_functions = set[str]()
+        if "Function Scan on alicia_session_stats_" in str(plan):  # EXPLAIN does not show what a function reads.
+            connection.execute(QUERIES[name].statement.encode(), values(name, {}))
+            scanned = "SELECT relname FROM pg_class WHERE relkind = 'i' AND PG_STAT_GET_XACT_NUMSCANS(oid) > 0"
+            in_functions = {relname for (relname,) in connection.execute(scanned.encode()).fetchall()}
     # Only with a condition or for an order: without these, an index scan stands for the sequential scan.
     search = r"(?:using|Index Scan on) (\w+).*\n +Index Cond|Conflict Arbiter Indexes: (\w+)|Scan Backward using (\w+)"
     searched = {name for names in re.findall(search, "\n".join(line for (line,) in plan)) for name in names}
-    assert named <= searched
+    assert named <= searched | in_functions
 
 
 # The specification's three -------------------------------------------------------------------------------
