@@ -90,7 +90,7 @@ def judge(rows: int, chunks: list[tuple[float, float]], reads: list[Read], write
         yield Goal(write.kind, *cells, "", f"{ratio:.2f}×", "≥ 0.75× tps", ratio >= 0.75)
         cells = [f"{write.median(system, 'tps', 'held'):,.0f} tps" for system in (0, 1)]
         held = statistics.median(write.ratio("tps", "held"))
-        yield Goal(f"{write.kind}, a snapshot held", *cells, "", f"{held:.2f}×", f"≥ {ratio - 0.1:.2f}× tps", held >= ratio - 0.1)
+        yield Goal(f"{write.kind}, a snapshot held", *cells, "", f"{held:.2f}×", "0.1 less at most", held >= ratio - 0.1)
         if write.kind != "inserts":
             cells = [f"{write.median(system, 'wal'):,.0f} B" for system in (0, 1)]
             ratio = statistics.median(write.ratio("wal"))
@@ -113,8 +113,10 @@ def print_tables(figures: dict[str, Any]) -> None:
     show(f"GOALS, PostgreSQL {figures['postgresql']}, {rows:,} rows: medians, ratios of neighbours in time", headers, goals)
 
     cells = [
-        [r.query, f"{r.rows:,}", spread(r.client.get("bare")), spread(r.client["ours"]), spread(r.client["DuckDB"])]
-        + [brief(statistics.median(r.server["ours"])), f"{r.buffers['ours']:,}"]
+        [
+            *(r.query, f"{r.rows:,}", spread(r.client.get("bare")), spread(r.client["ours"]), spread(r.client["DuckDB"])),
+            *(brief(statistics.median(r.server["ours"])), f"{r.buffers['ours']:,}"),
+        ]
         for r in reads
     ]
     headers = ["query", "rows", *SYSTEMS, "ours, in the server", "buffers"]
@@ -130,7 +132,16 @@ def print_tables(figures: dict[str, Any]) -> None:
             cells.append([write.kind, SYSTEMS[system], *tps, *per])
         ratios = [spread(write.ratio("tps")), spread(write.ratio("tps", "held")), spread(write.ratio("wal")), ""]
         cells.append([write.kind, "ours / bare", *ratios, f"{write.imageless[1] / write.imageless[0]:.2f}×", ""])
-    headers = ["write", "", "tps, median (least–most)", "a snapshot held", "WAL B", "page images", "WAL B without images", "HOT %"]
+    headers = [
+        "write",
+        "",
+        "tps, median (least–most)",
+        "a snapshot held",
+        "WAL B",
+        "page images",
+        "WAL B without images",
+        "HOT %",
+    ]
     show("WRITES: 8 clients, one row a transaction; WAL and images for each", headers, cells)
 
     for kind, steps in figures["profile"].items():

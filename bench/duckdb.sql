@@ -1,4 +1,5 @@
 -- What bench.py asks DuckDB: the same questions, with the defaults of queries/. $1 is until, or the conversation.
+-- noqa: disable=all
 
 -- query: average_session_metrics
 SELECT

@@ -113,7 +113,7 @@ COMMENT ON COLUMN alicia_session_stats_top_sessions.session_duration_seconds IS
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_between(since TIMESTAMP, until TIMESTAMP)
 RETURNS TABLE (bucket_start TIMESTAMP, sessions BIGINT, messages BIGINT, tool_calls BIGINT, memories BIGINT, seconds BIGINT)
-LANGUAGE sql STABLE
+LANGUAGE sql STABLE PARALLEL SAFE
 AS $function$
 -- The quarters of an hour that lie in the window as a whole.
 SELECT p.bucket_start, p.sessions, p.messages, p.tool_calls, p.memories, p.seconds
@@ -160,7 +160,7 @@ COMMENT ON FUNCTION alicia_session_stats_raise(TEXT, TEXT) IS
 'Private: raises an error with this SQLSTATE and message, for the named queries';
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_parse_time(value TEXT) RETURNS TIMESTAMP
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 -- A time without an offset is UTC; a date such as 1/2/2025, which can be read in two ways, is an error.
 SET TimeZone = 'UTC'
 SET DateStyle = 'ISO, YMD'
@@ -178,9 +178,9 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_parse_time(TEXT) IS
 'Private: a time as text, in UTC unless it carries an offset, whatever the session''s TimeZone';
 
--- Both are inlined, so that "now" costs no call and the planner sees a time.
+-- Both are inlined, so that "now" costs no call and the planner sees a time. PARALLEL SAFE, so that a query may use workers.
 CREATE OR REPLACE FUNCTION alicia_session_stats_utc(value TEXT) RETURNS TIMESTAMP
-LANGUAGE sql STABLE
+LANGUAGE sql STABLE PARALLEL SAFE
 AS $function$
 SELECT
     CASE
@@ -193,7 +193,7 @@ COMMENT ON FUNCTION alicia_session_stats_utc(TEXT) IS
 'Private: the time that the parameter until of a query names (UTC)';
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_window_end(value TEXT) RETURNS TIMESTAMP
-LANGUAGE sql STABLE
+LANGUAGE sql STABLE PARALLEL SAFE
 AS $function$
 SELECT
     CASE
@@ -206,7 +206,7 @@ COMMENT ON FUNCTION alicia_session_stats_window_end(TEXT) IS
 'Private: where the window of a query ends: at until, or now if that is earlier (UTC)';
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_is_time_zone(tz TEXT) RETURNS BOOLEAN
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 AS $function$
 BEGIN
     -- Reading pg_timezone_names takes 30 ms. AT TIME ZONE itself refuses an unknown name of the usual form.

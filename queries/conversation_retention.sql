@@ -110,7 +110,7 @@ new_lifetimes AS (
             WHERE
                 earlier.conversation_id = l.conversation_id
                 AND earlier.created_at < alicia_session_stats_utc(:'until') - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
-            OFFSET 0
+            OFFSET 0 -- noqa: AM09
         )
 ),
 

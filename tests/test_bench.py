@@ -1,4 +1,4 @@
-"""`make bench` on a few rows: it has every goal, in a table, as JSON and as a picture; its figures mean nothing here."""
+"""`make bench` on a few rows: every goal has its figure, which means nothing here, and every answer equals DuckDB's."""
 
 # ruff: noqa: RUF001 - a times sign is one.
 
@@ -6,23 +6,29 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 from conftest import ROOT
 
-QUERIES = ("average_session_metrics", "most_active_sessions", "session_stats")
-WRITES = ("updates", "updates of the newest 1,000")
+import alicia_session_stats as stats
+
+DOCUMENTED = ("average_session_metrics", "most_active_sessions", "session_stats")
+FLAT = (*DOCUMENTED, "busiest_hours", "growth_forecast", "session_length_distribution", "session_percentiles", "metric_usage")
+READING = ("usage_change", "daily_usage", "engagement", "peak_concurrency", "conversation_retention")
+WRITES = ("updates", "updates of the newest 1,000", "inserts")
 GOALS = {
     ("average_session_metrics", "≥ 100× faster (at 5,000,000)"),
     ("average_session_metrics", "< 1 ms (at 5,000,000)"),
     ("most_active_sessions", "≥ 1,000× faster (at 5,000,000)"),
     ("most_active_sessions", "< 0.2 ms (at 5,000,000)"),
     ("session_stats, to the client", "no slower (≤ 1.1×)"),
-    *((f"{name}, to the client", "faster than DuckDB") for name in QUERIES),
-    *((f"{name}, rows × 10", f"≤ 1.5× {what}") for name in QUERIES for what in ("time", "buffers")),
-    *((kind, "≥ 0.75× tps") for kind in (*WRITES, "inserts")),
-    *((f"{kind}, WAL{which}", "≤ 1.6× WAL") for kind in WRITES for which in ("", " without page images")),
+    *((f"{name}, rows × 10", "≤ 1.5× buffers") for name in DOCUMENTED),
+    *((f"{name}, rows × 10", "≤ 2× time") for name in FLAT),
+    *((name, "no slower than DuckDB") for name in FLAT),
+    *((name, "≤ 3× DuckDB") for name in READING),
+    *((kind, "≥ 0.75× tps") for kind in WRITES),
+    *((f"{kind}, a snapshot held", "0.1 less at most") for kind in WRITES),
+    *((f"{kind}, WAL{which}", "≤ 1.6× WAL") for kind in WRITES[:2] for which in ("", " without page images")),
     ("COPY of 2,000 rows", "≥ 0.75× rows/s"),
 }  # fmt: skip
 
@@ -34,20 +40,20 @@ def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_every_goal_has_its_figure(tmp_path: Path) -> None:
-    result = bench("2000", "--seconds", "0.3", "--json", tmp_path / "results.json", "--svg", tmp_path / "growth.svg")
+    result = bench("2000", "--seconds", "0.3", "--json", tmp_path / "results.json")
     assert result.returncode == 0, result.stderr
 
     figures = json.loads((tmp_path / "results.json").read_text())
     assert figures["rows"] == 2000
     assert {(goal["measure"], goal["goal"]) for goal in figures["goals"]} == GOALS
     assert set(figures["repair"].values()) == {0}
+    readers = {name for name, query in stats.queries().items() if not query.writes}
+    assert readers - {read["query"] for read in figures["reads"]} == {"table_health", "verify", "verify_rollup"}
 
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.stdout.splitlines()]
     shown = {(cells[0], cells[5]): cells for cells in table if len(cells) == 7 and cells[6] in ("ok", "missed")}
     assert shown.keys() == GOALS
     assert all("×" in cells[4] or cells[5].startswith("<") for cells in shown.values())
-
-    assert ElementTree.parse(tmp_path / "growth.svg").getroot().tag.endswith("svg")
 
 
 @pytest.mark.parametrize(
