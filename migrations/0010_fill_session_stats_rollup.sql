@@ -419,6 +419,16 @@ BEGIN
         is_lowered := TRUE;
     END LOOP;
     RETURN NEXT;
+
+    -- The next migration creates the summaries.
+    IF TO_REGCLASS('alicia_session_stats_summaries') IS NOT NULL THEN
+        object := 'summaries';
+        DELETE FROM alicia_session_stats_summaries AS s
+        USING alicia_session_stats_wrong_summaries(TIMESTAMP '-infinity', TIMESTAMP 'infinity') AS w
+        WHERE s.metric = w.metric AND s.hours = w.hours AND s.starts_at = w.starts_at;
+        GET DIAGNOSTICS corrections = ROW_COUNT;
+        RETURN NEXT;
+    END IF;
 EXCEPTION WHEN lock_not_available THEN
     SELECT STRING_AGG(
         DISTINCT COALESCE(

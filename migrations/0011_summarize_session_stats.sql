@@ -40,7 +40,8 @@ COMMENT ON COLUMN alicia_session_stats_summaries.sessions IS
 CREATE OR REPLACE VIEW alicia_session_stats_value_summaries AS
 SELECT metric, hours, starts_at, stamp, counted_values, sessions
 FROM alicia_session_stats_summaries
-WHERE NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::REGCLASS);
+-- Not as the WHERE of the view itself, which could then be written to.
+CROSS JOIN (SELECT WHERE NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::REGCLASS)) AS sees_all_sessions;
 
 COMMENT ON VIEW alicia_session_stats_value_summaries IS
 'Private: alicia_session_stats_summaries, for the roles that may read the sessions. Read alicia_session_stats_value_counts() instead.';
@@ -63,7 +64,7 @@ SELECT
     r.bucket_start,
     HASH_RECORD_EXTENDED(r, 0) AS stamp
 FROM alicia_session_stats_rollup AS r
-WHERE NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::REGCLASS);
+CROSS JOIN (SELECT WHERE NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::REGCLASS)) AS sees_all_sessions;
 
 COMMENT ON VIEW alicia_session_stats_stamps IS
 'Private: a hash of each row of the rollup. The sum over a period identifies the state of its sessions.';

@@ -2,7 +2,7 @@
 --
 -- Purpose: operations
 -- Returns: one row per kind of difference; no row when there is none.
---     object       the sums, or the top sessions
+--     object       the sums, the top sessions, or the summaries
 --     found        what is wrong
 --     expected     what the sessions say
 --     fix          the statement to run, as the owner
@@ -34,6 +34,15 @@ SELECT
     'about a thousand; with too few, most_active_sessions reads every session' AS expected,
     'SELECT * FROM alicia_session_stats_repair();' AS fix
 FROM (SELECT COUNT(*) AS listed FROM alicia_session_stats_top_sessions) AS top_sessions
-CROSS JOIN (SELECT COUNT(*) AS sessions FROM alicia_session_stats) AS all_sessions
-WHERE listed < LEAST(500, sessions)
+-- As many as are needed to tell: counting all of them would read the table once more.
+CROSS JOIN (SELECT COUNT(*) AS sessions FROM (SELECT FROM alicia_session_stats LIMIT 500) AS some_sessions) AS all_sessions
+WHERE listed < sessions
+UNION ALL
+SELECT
+    'summaries of ' || COUNT(*) || ' days or hours' AS object,
+    'wrong, the first at ' || MIN(starts_at) AS found,
+    'the value counts of alicia_session_stats' AS expected,
+    'SELECT * FROM alicia_session_stats_repair();' AS fix
+FROM alicia_session_stats_wrong_summaries('-infinity', 'infinity')
+HAVING COUNT(*) > 0
 ORDER BY object, found;

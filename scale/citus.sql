@@ -75,7 +75,7 @@ BEGIN
     SELECT *
     FROM alicia_session_stats_owned_objects
     WHERE object ~ '^TRIGGER rollup_session_stats_'
-        OR object ~ '^(VIEW|FUNCTION) alicia_session_stats_(parts|top_sessions|between|missing_candidates|repair)\M'
+        OR object ~ '^(VIEW|FUNCTION) alicia_session_stats_(parts|top_sessions|between|value_counts|open_at|missing_candidates|repair)\M'
     UNION ALL
     -- The primary key of an adopted table is not in the record.
     SELECT object, definition, comment, FALSE, 0
@@ -260,15 +260,22 @@ BEGIN
     COMMENT ON VIEW alicia_session_stats_top_sessions IS
     'Every session, while the table is distributed: each worker sorts its own. Times are UTC.';
 
-    -- The same statement in PL/pgSQL: Citus cannot plan an SQL function that reads distributed tables. VOLATILE, so that a
+    -- The same statements in PL/pgSQL: Citus cannot plan an SQL function that reads distributed tables. VOLATILE, so that a
     -- call that waits for citus.rollback.sql takes its snapshot after the wait: an older one would show empty tables.
-    SELECT FORMAT(
-        'CREATE OR REPLACE FUNCTION %s(%s) RETURNS %s LANGUAGE plpgsql VOLATILE AS %L',
-        proname, PG_GET_FUNCTION_ARGUMENTS(oid), PG_GET_FUNCTION_RESULT(oid), 'BEGIN RETURN QUERY ' || prosrc || '; END'
-    ) INTO statement
-    FROM pg_proc
-    WHERE oid = 'alicia_session_stats_between(timestamp, timestamp)'::REGPROCEDURE;
-    EXECUTE statement;
+    FOR statement IN
+        SELECT FORMAT(
+            'CREATE OR REPLACE FUNCTION %s(%s) RETURNS %s LANGUAGE plpgsql VOLATILE AS %L',
+            proname, PG_GET_FUNCTION_ARGUMENTS(oid), PG_GET_FUNCTION_RESULT(oid), 'BEGIN RETURN QUERY ' || prosrc || '; END'
+        )
+        FROM pg_proc
+        WHERE oid IN (
+            'alicia_session_stats_between(timestamp, timestamp)'::REGPROCEDURE,
+            'alicia_session_stats_value_counts(text, timestamp, timestamp)'::REGPROCEDURE,
+            'alicia_session_stats_open_at(timestamp)'::REGPROCEDURE
+        )
+    LOOP
+        EXECUTE statement;
+    END LOOP;
 
     -- No candidates are kept, so none is missing.
     CREATE OR REPLACE FUNCTION alicia_session_stats_missing_candidates() RETURNS BIGINT
