@@ -379,6 +379,10 @@ BEGIN
         RAISE EXCEPTION 'a row-level security policy hides sessions from %, so that the summaries cannot be compared', CURRENT_USER
             USING ERRCODE = 'insufficient_privilege', HINT = 'ALTER TABLE alicia_session_stats NO FORCE ROW LEVEL SECURITY;';
     END IF;
+    -- On Citus there is none, and it could not plan what follows.
+    IF NOT EXISTS (SELECT FROM alicia_session_stats_summaries) THEN
+        RETURN;
+    END IF;
     RETURN QUERY
     SELECT s.metric, s.hours, s.starts_at
     FROM (

@@ -67,60 +67,28 @@ cohorts AS (
     WHERE a.last_week - 7 * n <= a.last_begun_week
 ),
 
--- The scan begins before the first cohort does in any time zone. Sorted first, because hashing so many conversations takes
--- longer.
+-- The scan begins before the first cohort does in any time zone.
 active_weeks AS (
-    SELECT
-        conversation_id,
-        week
-    FROM (
-        SELECT
-            conversation_id,
-            DATE_TRUNC('week', (created_at AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS week
-        FROM alicia_session_stats
-        WHERE
-            created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
-            AND created_at < alicia_session_stats_window_end(:'until')
-        ORDER BY conversation_id, week
-        OFFSET 0
-    ) AS sessions
-    GROUP BY conversation_id, week
+    SELECT DISTINCT
+        s.conversation_id,
+        DATE_TRUNC('week', (s.created_at AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS week
+    FROM alicia_session_stats AS s
+    WHERE
+        s.created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
+        AND s.created_at < alicia_session_stats_window_end(:'until')
+        AND NOT EXISTS (
+            SELECT FROM alicia_session_stats AS earlier
+            WHERE
+                earlier.conversation_id = s.conversation_id
+                AND earlier.created_at < alicia_session_stats_utc(:'until') - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
+        )
 ),
 
 lifetimes AS (
     SELECT
-        conversation_id,
-        MIN(week) AS cohort,
-        ARRAY_AGG(week) AS weeks
+        MIN(week) OVER (PARTITION BY conversation_id) AS cohort,
+        week
     FROM active_weeks
-    GROUP BY conversation_id
-),
-
--- OFFSET, so that an index finds the older sessions of each conversation: a join would read all of them.
-new_lifetimes AS (
-    SELECT
-        l.cohort,
-        UNNEST(l.weeks) AS week
-    FROM lifetimes AS l
-    WHERE
-        l.cohort IN (SELECT c.cohort FROM cohorts AS c)
-        AND NOT EXISTS (
-            SELECT
-            FROM alicia_session_stats AS earlier
-            WHERE
-                earlier.conversation_id = l.conversation_id
-                AND earlier.created_at < alicia_session_stats_utc(:'until') - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
-            OFFSET 0 -- noqa: AM09
-        )
-),
-
-actives AS (
-    SELECT
-        cohort,
-        week,
-        COUNT(*) AS active
-    FROM new_lifetimes
-    GROUP BY cohort, week
 ),
 
 -- Weeks still to come have no row here, so that they are NULL below.
@@ -130,12 +98,15 @@ shares AS (
         c.is_partial,
         c.is_truncated,
         w.weeks_later,
-        COALESCE(a.active, 0) AS active,
-        ROUND(100.0 * COALESCE(a.active, 0) / FIRST_VALUE(a.active) OVER (PARTITION BY c.cohort ORDER BY w.weeks_later), 2)
-            AS active_pct
+        COUNT(l.week) AS active,
+        ROUND(
+            100.0 * COUNT(l.week)
+            / NULLIF(FIRST_VALUE(COUNT(l.week)) OVER (PARTITION BY c.cohort ORDER BY w.weeks_later), 0), 2
+        ) AS active_pct
     FROM cohorts AS c
     CROSS JOIN LATERAL GENERATE_SERIES(0, LEAST(c.age, 7)) AS w (weeks_later)
-    LEFT JOIN actives AS a ON c.cohort = a.cohort AND c.cohort + 7 * w.weeks_later = a.week
+    LEFT JOIN lifetimes AS l ON c.cohort = l.cohort AND c.cohort + 7 * w.weeks_later = l.week
+    GROUP BY c.cohort, c.is_partial, c.is_truncated, w.weeks_later
 )
 
 SELECT

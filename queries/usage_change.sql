@@ -56,21 +56,28 @@ previous_period AS (
     )
 ),
 
--- No row when conversations are left out, so that they are NULL below.
+-- No row when conversations are left out, so that they are NULL below. Two scans, because one would sort the sessions of both
+-- windows twice.
 conversations AS (
     SELECT
-        COUNT(DISTINCT conversation_id) FILTER (
-            WHERE created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
+        (
+            SELECT COUNT(DISTINCT conversation_id)
+            FROM alicia_session_stats
+            WHERE
+                created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
+                AND created_at < alicia_session_stats_window_end(:'until')
         ) AS this_period,
-        COUNT(DISTINCT conversation_id) FILTER (
-            WHERE created_at < alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
+        (
+            SELECT COUNT(DISTINCT conversation_id)
+            FROM alicia_session_stats
+            WHERE
+                created_at >= alicia_session_stats_utc(:'until') - 2 * MAKE_INTERVAL(days => :'days')
+                AND created_at < LEAST(
+                    alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'),
+                    alicia_session_stats_window_end(:'until')
+                )
         ) AS previous_period
-    FROM alicia_session_stats
-    WHERE
-        created_at >= alicia_session_stats_utc(:'until') - 2 * MAKE_INTERVAL(days => :'days')
-        AND created_at < alicia_session_stats_window_end(:'until')
-        AND :'conversations'::BOOLEAN
-    HAVING :'conversations'::BOOLEAN
+    WHERE :'conversations'::BOOLEAN
 )
 
 SELECT

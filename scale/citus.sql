@@ -260,22 +260,54 @@ BEGIN
     COMMENT ON VIEW alicia_session_stats_top_sessions IS
     'Every session, while the table is distributed: each worker sorts its own. Times are UTC.';
 
-    -- The same statements in PL/pgSQL: Citus cannot plan an SQL function that reads distributed tables. VOLATILE, so that a
+    -- The same statement in PL/pgSQL: Citus cannot plan an SQL function that reads distributed tables. VOLATILE, so that a
     -- call that waits for citus.rollback.sql takes its snapshot after the wait: an older one would show empty tables.
-    FOR statement IN
-        SELECT FORMAT(
-            'CREATE OR REPLACE FUNCTION %s(%s) RETURNS %s LANGUAGE plpgsql VOLATILE AS %L',
-            proname, PG_GET_FUNCTION_ARGUMENTS(oid), PG_GET_FUNCTION_RESULT(oid), 'BEGIN RETURN QUERY ' || prosrc || '; END'
-        )
-        FROM pg_proc
-        WHERE oid IN (
-            'alicia_session_stats_between(timestamp, timestamp)'::REGPROCEDURE,
-            'alicia_session_stats_value_counts(text, timestamp, timestamp)'::REGPROCEDURE,
-            'alicia_session_stats_open_at(timestamp)'::REGPROCEDURE
-        )
-    LOOP
-        EXECUTE statement;
-    END LOOP;
+    SELECT FORMAT(
+        'CREATE OR REPLACE FUNCTION %s(%s) RETURNS %s LANGUAGE plpgsql VOLATILE AS %L',
+        proname, PG_GET_FUNCTION_ARGUMENTS(oid), PG_GET_FUNCTION_RESULT(oid), 'BEGIN RETURN QUERY ' || prosrc || '; END'
+    ) INTO statement
+    FROM pg_proc
+    WHERE oid = 'alicia_session_stats_between(timestamp, timestamp)'::REGPROCEDURE;
+    EXECUTE statement;
+
+    -- There are no summaries: the workers read the sessions. EXECUTE, because Citus cannot plan these with parameters.
+    DELETE FROM alicia_session_stats_summaries;
+
+    CREATE OR REPLACE FUNCTION alicia_session_stats_value_counts(metric TEXT, since TIMESTAMP, until TIMESTAMP)
+    RETURNS TABLE (sessions BIGINT, total NUMERIC, counted_values INTEGER[], sessions_up_to BIGINT[])
+    LANGUAGE plpgsql
+    AS $function$
+    BEGIN
+        RETURN QUERY EXECUTE FORMAT(
+            'SELECT COALESCE(SUM(r.sessions), 0)::BIGINT, COALESCE(SUM(r.value * r.sessions), 0), '
+            'ARRAY_AGG(r.value ORDER BY r.value), ARRAY_AGG(r.sessions_up_to ORDER BY r.value) '
+            'FROM (SELECT c.value, c.sessions, SUM(c.sessions) OVER (ORDER BY c.value)::BIGINT AS sessions_up_to '
+            'FROM (SELECT %s AS value, COUNT(*) AS sessions FROM alicia_session_stats '
+            'WHERE created_at >= %L AND created_at < %L GROUP BY 1) AS c) AS r',
+            CASE metric
+                WHEN 'messages' THEN 'message_count'
+                WHEN 'tool_calls' THEN 'tool_call_count'
+                WHEN 'memories' THEN 'memories_used'
+                WHEN 'seconds' THEN 'session_duration_seconds'
+                ELSE 'NULL::INTEGER'
+            END,
+            since, until
+        );
+    END
+    $function$;
+
+    CREATE OR REPLACE FUNCTION alicia_session_stats_open_at(instant TIMESTAMP)
+    RETURNS TABLE (started_at TIMESTAMP, ended_at TIMESTAMP)
+    LANGUAGE plpgsql
+    AS $function$
+    BEGIN
+        RETURN QUERY EXECUTE FORMAT(
+            'SELECT created_at, created_at + MAKE_INTERVAL(secs => session_duration_seconds) FROM alicia_session_stats '
+            'WHERE created_at < %1$L AND created_at + MAKE_INTERVAL(secs => session_duration_seconds) > %1$L',
+            instant
+        );
+    END
+    $function$;
 
     -- No candidates are kept, so none is missing.
     CREATE OR REPLACE FUNCTION alicia_session_stats_missing_candidates() RETURNS BIGINT
