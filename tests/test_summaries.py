@@ -380,6 +380,7 @@ def test_dump_and_restore_keep_the_summaries_valid(db: Connection, bare: Connect
     load(db, days=3)
     summarize(db)
     dump = subprocess.run([PROGRAMS / "pg_dump", conninfo_of(db)], capture_output=True, check=True).stdout
+    dump = dump.replace(b"SET transaction_timeout = 0;\n", b"")  # A newer pg_dump's, which PostgreSQL 15 does not know.
     command = [PROGRAMS / "psql", conninfo_of(bare), "-X", "-q", "-v", "ON_ERROR_STOP=1"]
     subprocess.run(command, input=dump, check=True, capture_output=True)
     assert summarize(bare) == (0, 0, 0)
