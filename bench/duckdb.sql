@@ -21,6 +21,13 @@ FROM alicia_session_stats
 WHERE conversation_id = $1
 ORDER BY created_at DESC, id DESC;
 
+-- query: list_sessions
+SELECT id, conversation_id, message_count AS messages, session_duration_seconds AS seconds
+FROM alicia_session_stats
+WHERE created_at >= $1 - INTERVAL '7 days' AND created_at < $1
+ORDER BY created_at DESC, id DESC
+LIMIT 1000;
+
 -- query: busiest_hours
 SELECT
     h.hour,
@@ -128,14 +135,14 @@ SELECT UNNEST(a.metrics) AS this_period, UNNEST(b.metrics) AS previous_period
 FROM periods AS a
 INNER JOIN periods AS b ON a.is_recent AND NOT b.is_recent;
 
--- query: daily_usage
+-- query: usage_over_time
 SELECT
-    d.day,
+    d.day AS period_start,
     COUNT(s.id) AS sessions,
     COUNT(DISTINCT s.conversation_id) AS conversations,
     COALESCE(SUM(s.message_count), 0) AS messages,
     COALESCE(SUM(s.session_duration_seconds), 0) AS seconds,
-    AVG(COUNT(s.id)) OVER (ORDER BY d.day ROWS 6 PRECEDING) AS sessions_7d_mean
+    CASE WHEN d.day < $1::DATE THEN AVG(COUNT(s.id)) OVER (ORDER BY d.day ROWS 6 PRECEDING) END AS sessions_7d_mean
 FROM (SELECT UNNEST(GENERATE_SERIES($1::DATE - INTERVAL '35 days', $1::DATE, INTERVAL '1 day'))::DATE AS day) AS d
 LEFT JOIN (
     SELECT * FROM alicia_session_stats WHERE created_at >= $1 - INTERVAL '37 days' AND created_at < $1

@@ -35,7 +35,7 @@ DOCUMENTED = {
 }
 DUCKDB: dict[str, str] = dict(re.findall(r"^-- query: (\w+)\n(.*?);$", (HERE / "duckdb.sql").read_text(), re.M | re.S))
 # What has to read the sessions of its window; everything else reads sums, value counts or an index.
-READS_SESSIONS = {"engagement", "conversation_retention", "peak_concurrency", "usage_change", "daily_usage"}
+READS_SESSIONS = {"engagement", "conversation_retention", "peak_concurrency", "usage_change", "usage_over_time"}
 READS_SUMMARIES = ("session_percentiles", "metric_usage", "session_length_distribution", "engagement", "peak_concurrency")
 # A conversation has as many sessions in a large sample as in a small one.
 TYPICAL = """
@@ -84,9 +84,9 @@ def questions(name: str, size: Size, until: datetime) -> dict[str, list[Ask]]:
     query = queries()[name]
     (conversation,) = size.bare.execute(TYPICAL).fetchone()
     known = {"until": str(until), "conversation_id": conversation}
-    values = {param.name: known.get(param.name, param.default) for param in query.params}
+    values = {p.name: known[p.name] if p.name == "until" or p.default is None else p.default for p in query.params}
     ours = ask_postgres(size.ours, query.statement, values)
-    duck = ask_duckdb(size, name, until if "until" in values else conversation if "conversation_id" in values else None)
+    duck = ask_duckdb(size, name, until if "until" in values else values.get("conversation_id"))
     compare(name, size, values)
     if name not in DOCUMENTED:
         return {"ours": ours, "DuckDB": [duck]}
