@@ -341,7 +341,7 @@ COMMENT ON FUNCTION alicia_session_stats_missing_candidates() IS
 CREATE OR REPLACE FUNCTION alicia_session_stats_repair() RETURNS TABLE (object TEXT, corrections BIGINT)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
-SET lock_timeout = '500ms'
+SET lock_timeout = 500 -- Milliseconds. Without a unit, so that it is recorded as it has to be restored.
 AS $function$
 DECLARE
     lock_class CONSTANT INTEGER := 1634494819;
