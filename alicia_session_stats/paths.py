@@ -6,3 +6,4 @@ PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE if (PACKAGE / "migrations").is_dir() else PACKAGE.parent
 MIGRATIONS = ROOT / "migrations"
 QUERIES = ROOT / "queries"
+LIVE = ROOT / "live"

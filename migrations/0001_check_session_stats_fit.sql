@@ -77,8 +77,15 @@ objects (object, definition, fault, owner, acl, classid, objid, objsubid) AS (
         PG_GET_TRIGGERDEF(t.oid, TRUE),
         CASE WHEN t.tgenabled NOT IN ('O', 'A') THEN 'disabled' END,
         NULL, NULL, 'pg_trigger'::REGCLASS, t.oid, 0
-    FROM relations AS r
-    INNER JOIN pg_trigger AS t ON t.tgrelid = r.oid AND NOT t.tgisinternal
+    FROM pg_trigger AS t
+    INNER JOIN pg_class AS r ON r.oid = t.tgrelid
+    INNER JOIN pg_proc AS f ON f.oid = t.tgfoid
+    CROSS JOIN package AS p
+    WHERE NOT t.tgisinternal AND (
+        r.oid IN (SELECT o.oid FROM relations AS o)
+        -- The triggers of live/attach.sql are on other tables of the application.
+        OR f.pronamespace = p.namespace AND f.proname LIKE 'alicia\_session\_stats\_live\_%'
+    )
     UNION ALL
     SELECT
         'FUNCTION ' || f.oid::REGPROCEDURE,

@@ -44,11 +44,17 @@ BEGIN
     -- A function that fixes its search_path names its schema, and that of the application's table, in it.
     IF EXISTS (
         SELECT FROM pg_proc
-        WHERE 'FUNCTION ' || oid::REGPROCEDURE = created AND proconfig IS NOT NULL AND prosrc LIKE '%alicia\_session\_stats\_%'
+        WHERE 'FUNCTION ' || oid::REGPROCEDURE = created AND proconfig::TEXT LIKE '%search\_path=%'
+            AND prosrc LIKE '%alicia\_session\_stats\_%'
     ) THEN
         SELECT STRING_AGG(DISTINCT relnamespace::REGNAMESPACE::TEXT, ', ') INTO schemas
         FROM pg_class
-        WHERE oid IN ('alicia_session_stats'::REGCLASS, 'alicia_session_stats_owned_objects'::REGCLASS);
+        WHERE oid IN ('alicia_session_stats'::REGCLASS, 'alicia_session_stats_owned_objects'::REGCLASS)
+            -- The functions of live/attach.sql read the application's tables, too.
+            OR created LIKE 'FUNCTION alicia\_session\_stats\_live\_%' AND oid IN (
+                TO_REGCLASS('alicia_conversations'), TO_REGCLASS('alicia_messages'), TO_REGCLASS('alicia_tool_uses'),
+                TO_REGCLASS('alicia_memory_used')
+            );
         EXECUTE FORMAT('ALTER %s SET search_path = pg_catalog, %s, pg_temp', created, schemas);
     END IF;
 
