@@ -230,18 +230,37 @@ DECLARE
         AND CURRENT_SETTING('alicia_session_stats.recomputed_at'::TEXT, TRUE) IS DISTINCT FROM STATEMENT_TIMESTAMP()::TEXT;
     conversations TEXT[];
     unusual TEXT[];
+    is_single BOOLEAN := FALSE;
+    single RECORD;
     added RECORD;
 BEGIN
-    -- Where alicia_conversations has no deleted_at, the name means that of the outer row.
-    SELECT PG_CATALOG.ARRAY_AGG(c.id) FILTER (WHERE c.deleted_at IS NULL) INTO conversations
-    FROM (SELECT NULL::TIMESTAMP AS deleted_at) AS absent
-    CROSS JOIN LATERAL (
-        SELECT o.id, deleted_at
-        FROM alicia_conversations AS o
-        WHERE o.id = ANY(ARRAY(SELECT DISTINCT r.conversation_id FROM changed_rows AS r WHERE r.deleted_at IS NULL))
-        ORDER BY o.id
-        FOR NO KEY UPDATE
-    ) AS c;
+    -- One message is the usual case, and the statements that serve one cost much less than those that serve any number.
+    IF is_usual THEN
+        SELECT r.conversation_id, r.created_at::TIMESTAMP AS at INTO single
+        FROM changed_rows AS r
+        WHERE r.deleted_at IS NULL AND NOT EXISTS (SELECT FROM changed_rows OFFSET 1);
+        is_single := FOUND;
+    END IF;
+
+    -- Lock the conversations. Where alicia_conversations has no deleted_at, the name means that of the outer row.
+    IF is_single THEN
+        SELECT ARRAY[c.id] INTO conversations
+        FROM (SELECT NULL::TIMESTAMP AS deleted_at) AS absent
+        CROSS JOIN LATERAL (
+            SELECT o.id, deleted_at FROM alicia_conversations AS o WHERE o.id = single.conversation_id FOR NO KEY UPDATE
+        ) AS c
+        WHERE c.deleted_at IS NULL;
+    ELSE
+        SELECT PG_CATALOG.ARRAY_AGG(c.id) FILTER (WHERE c.deleted_at IS NULL) INTO conversations
+        FROM (SELECT NULL::TIMESTAMP AS deleted_at) AS absent
+        CROSS JOIN LATERAL (
+            SELECT o.id, deleted_at
+            FROM alicia_conversations AS o
+            WHERE o.id = ANY(ARRAY(SELECT DISTINCT r.conversation_id FROM changed_rows AS r WHERE r.deleted_at IS NULL))
+            ORDER BY o.id
+            FOR NO KEY UPDATE
+        ) AS c;
+    END IF;
     IF keeps_snapshot AND TG_OP = 'INSERT' AND EXISTS (
         SELECT FROM changed_rows AS r
         WHERE r.conversation_id IS NOT NULL
@@ -254,10 +273,25 @@ BEGIN
     END IF;
 
     BEGIN
-        IF is_usual THEN
-            IF keeps_snapshot THEN
-                PERFORM alicia_session_stats_live_touch(conversations);
+        IF is_usual AND keeps_snapshot THEN
+            PERFORM alicia_session_stats_live_touch(conversations);
+        END IF;
+        IF is_single THEN
+            UPDATE alicia_session_stats AS s
+            SET message_count = s.message_count + 1,
+                session_duration_seconds = GREATEST(
+                    s.session_duration_seconds, FLOOR(EXTRACT(EPOCH FROM single.at - s.created_at))::INTEGER
+                )
+            WHERE s.id = (
+                SELECT l.id
+                FROM alicia_session_stats_live_latest(single.conversation_id) AS l
+                WHERE single.at >= l.starts_at AND single.at <= l.ends_at + gap
+            );
+            IF FOUND THEN
+                RETURN NULL;
             END IF;
+        END IF;
+        IF is_usual THEN
             FOR added IN
                 SELECT
                     r.conversation_id, COUNT(*)::INTEGER AS messages, MIN(r.created_at)::TIMESTAMP AS first_at,
