@@ -178,7 +178,9 @@ AS $function$
 DECLARE
     latest RECORD;
 BEGIN
-    IF last_at > first_at + gap OR first_at < TIMESTAMP '0001-01-01' OR last_at >= TIMESTAMP '9000-01-01' THEN
+    IF first_at < TIMESTAMP '0001-01-01' OR last_at >= TIMESTAMP '9000-01-01' THEN
+        RETURN FALSE;
+    ELSIF last_at > first_at + gap THEN
         RETURN FALSE;
     END IF;
     SELECT l.id, l.starts_at, l.ends_at INTO latest FROM alicia_session_stats_live_latest(conversation) AS l;
@@ -234,22 +236,24 @@ DECLARE
     single RECORD;
     added RECORD;
 BEGIN
-    -- One message is the usual case, and the statements that serve one cost much less than those that serve any number.
+    -- Lock the conversations. One message is the usual case, and its look-ups cost much less than those for any number.
+    -- Where alicia_conversations has no deleted_at, the name means that of the outer row.
     IF is_usual THEN
-        SELECT r.conversation_id, r.created_at::TIMESTAMP AS at INTO single
-        FROM changed_rows AS r
-        WHERE r.deleted_at IS NULL AND NOT EXISTS (SELECT FROM changed_rows OFFSET 1);
-        is_single := FOUND;
-    END IF;
-
-    -- Lock the conversations. Where alicia_conversations has no deleted_at, the name means that of the outer row.
-    IF is_single THEN
-        SELECT ARRAY[c.id] INTO conversations
+        SELECT c.id, r.at INTO single
         FROM (SELECT NULL::TIMESTAMP AS deleted_at) AS absent
+        CROSS JOIN (
+            SELECT n.conversation_id, n.created_at::TIMESTAMP AS at
+            FROM changed_rows AS n
+            WHERE n.deleted_at IS NULL AND NOT EXISTS (SELECT FROM changed_rows OFFSET 1)
+        ) AS r
         CROSS JOIN LATERAL (
-            SELECT o.id, deleted_at FROM alicia_conversations AS o WHERE o.id = single.conversation_id FOR NO KEY UPDATE
+            SELECT o.id, deleted_at FROM alicia_conversations AS o WHERE o.id = r.conversation_id FOR NO KEY UPDATE
         ) AS c
         WHERE c.deleted_at IS NULL;
+        is_single := FOUND;
+    END IF;
+    IF is_single THEN
+        conversations := ARRAY[single.id];
     ELSE
         SELECT PG_CATALOG.ARRAY_AGG(c.id) FILTER (WHERE c.deleted_at IS NULL) INTO conversations
         FROM (SELECT NULL::TIMESTAMP AS deleted_at) AS absent
@@ -261,14 +265,7 @@ BEGIN
             FOR NO KEY UPDATE
         ) AS c;
     END IF;
-    IF keeps_snapshot AND TG_OP = 'INSERT' AND EXISTS (
-        SELECT FROM changed_rows AS r
-        WHERE r.conversation_id IS NOT NULL
-            AND NOT EXISTS (SELECT FROM alicia_conversations AS c WHERE c.id = r.conversation_id)
-    ) THEN
-        RAISE EXCEPTION 'could not serialize access: the conversation is newer than this transaction'
-            USING ERRCODE = 'serialization_failure', HINT = 'The transaction might succeed if retried.';
-    ELSIF conversations IS NULL THEN
+    IF conversations IS NULL THEN
         RETURN NULL;
     END IF;
 
@@ -284,7 +281,7 @@ BEGIN
                 )
             WHERE s.id = (
                 SELECT l.id
-                FROM alicia_session_stats_live_latest(single.conversation_id) AS l
+                FROM alicia_session_stats_live_latest(single.id) AS l
                 WHERE single.at >= l.starts_at AND single.at <= l.ends_at + gap
             );
             IF FOUND THEN
@@ -358,13 +355,7 @@ BEGIN
         PERFORM alicia_session_stats_live_lock(conversations);
         locked := conversations;
     END LOOP;
-    IF keeps_snapshot AND TG_OP = 'INSERT' AND EXISTS (
-        SELECT FROM changed_rows AS r
-        WHERE r.message_id IS NOT NULL AND NOT EXISTS (SELECT FROM alicia_messages AS m WHERE m.id = r.message_id)
-    ) THEN
-        RAISE EXCEPTION 'could not serialize access: the message is newer than this transaction'
-            USING ERRCODE = 'serialization_failure', HINT = 'The transaction might succeed if retried.';
-    ELSIF PG_CATALOG.CARDINALITY(conversations) = 0 THEN
+    IF PG_CATALOG.CARDINALITY(conversations) = 0 THEN
         RETURN NULL;
     END IF;
 
@@ -453,15 +444,6 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $function$
 BEGIN
-    IF TG_ARGV[0] = 'messages' AND CURRENT_SETTING('transaction_isolation'::TEXT) NOT LIKE 'read%'::TEXT THEN
-        IF NEW.conversation_id IS NOT NULL
-            AND NOT EXISTS (SELECT FROM alicia_conversations AS c WHERE c.id = NEW.conversation_id)
-        THEN
-            RAISE EXCEPTION 'could not serialize access: the conversation is newer than this transaction'
-                USING ERRCODE = 'serialization_failure', HINT = 'The transaction might succeed if retried.';
-        END IF;
-    END IF;
-
     BEGIN
         IF TG_ARGV[0] = 'messages' THEN
             INSERT INTO alicia_session_stats_live_changes

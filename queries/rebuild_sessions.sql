@@ -9,20 +9,24 @@
 -- Returns: one row.
 --     inserted                     sessions that were not in the table
 --     updated                      sessions whose counts or duration differed
---     deleted                      sessions of an earlier rebuild that the messages no longer have
+--     deleted                      computed sessions that the messages no longer have
 --     unchanged                    sessions that were right, and were not written
 --     orphaned                     sessions left out, because alicia_conversations lacks their conversation
--- Model: a session starts at its first message and ends at its last. It counts its messages, the tool uses of these and
---     the distinct memories used for these. Rows with a deleted_at do not count. Times are UTC.
+-- Model: a session starts at its first message and ends at the creation of its last. It counts its messages, the tool uses
+--     of these and the distinct memories used for these. Rows with a deleted_at do not count, nor does anything of a
+--     conversation that has one, where that table has the column. Times are UTC.
 -- Reads: idx_session_stats_created_at, idx_session_stats_conversation, alicia_session_stats_pkey
 --
 -- The application's tables: alicia_messages (id, conversation_id, created_at, deleted_at), alicia_tool_uses (message_id,
 -- deleted_at) and alicia_memory_used (message_id, memory_id, deleted_at). Their times are TIMESTAMP in UTC.
 --
--- The id of a rebuilt row is ass_ and 22 characters of the SHA-256 of its conversation_id and created_at. So the same
--- messages always give the same ids, and a row counts as rebuilt only while its id is the hash of its own conversation
--- and start. No other row is written. The next rebuild overwrites changed counts of a rebuilt row. A session that is
--- both recorded and rebuilt has two rows: do one or the other.
+-- The id of a computed row is ass_ and 22 characters of the SHA-256 of its conversation_id and created_at. So the same
+-- messages always give the same ids, and a row counts as computed only while its id is the hash of its own conversation
+-- and start. No other row is written. The next rebuild overwrites changed counts of a computed row. A session that is
+-- both recorded by the application and computed has two rows: do one or the other (docs/recording.md).
+--
+-- While live/attach.sql is in effect there is nothing to rebuild but what it could not record. Then gap_minutes must be
+-- the same, and the conversations that differ are locked until the transaction ends.
 --
 -- psql -v gap_minutes=60 -v since_days=7 -f queries/rebuild_sessions.sql
 \if :{?gap_minutes}

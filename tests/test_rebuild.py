@@ -292,6 +292,30 @@ def test_late_message_before_the_first_gives_the_session_another_start_and_id(ap
     assert before not in table(app)
 
 
+@pytest.mark.parametrize("at", ["infinity", "-infinity", "294276-12-31 23:59:59.999999", "4713-01-01 BC"])
+def test_message_at_the_end_of_time_is_rebuilt_like_any_other(app: Connection, at: str) -> None:
+    for number, each in enumerate((START, at, START + GAP, at)):
+        app.execute("INSERT INTO alicia_messages VALUES (%s, 'ac_1', %s)", [str(number), each])
+    assert rebuild(app) == {"inserted": 2}
+    counts = "SELECT created_at::TEXT, message_count, session_duration_seconds FROM alicia_session_stats ORDER BY 3"
+    assert app.execute(counts).fetchall() == [(at.replace("4713-01-01", "4713-01-01 00:00:00"), 2, 0), (str(START), 2, 1800)]
+    for minutes in (0, 2147483647):
+        rebuild(app, gap_minutes=minutes)
+    assert rebuild(app, gap_minutes=2147483647) in ({"unchanged": 1}, {"unchanged": 2})
+
+
+def test_conversation_that_is_deleted_softly_counts_nothing_where_it_can_be(app: Connection) -> None:
+    send(app, START)
+    send(app, START, "ac_2")
+    assert rebuild(app) == {"inserted": 2}
+    app.execute("ALTER TABLE alicia_conversations ADD deleted_at TIMESTAMP")
+    assert rebuild(app) == {"unchanged": 2}
+    app.execute("UPDATE alicia_conversations SET deleted_at = NOW() WHERE id = 'ac_2'")
+    assert rebuild(app) == {"deleted": 1, "unchanged": 1}
+    app.execute("UPDATE alicia_conversations SET deleted_at = NULL")
+    assert rebuild(app) == {"inserted": 1, "unchanged": 1}
+
+
 def test_session_without_messages_is_deleted(app: Connection) -> None:
     send(app, START)
     send(app, START, "ac_2")

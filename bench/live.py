@@ -1,0 +1,179 @@
+"""Measure what recording costs the application that writes messages.
+
+    python -m bench.live [--seconds S] [--rounds N]
+
+The same messages go into three databases in turns, on a server of its own with fsync: the application's tables alone (bare);
+with the triggers of live/attach.sql (live); and with a count of the whole conversation at each message, as an application
+does that keeps no sessions (counting). Tables go to stdout.
+"""
+
+# ruff: noqa: RUF001 - a times sign is one.
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from tabulate import tabulate
+
+from alicia_session_stats import SessionStatsError, embedded, migrate
+from alicia_session_stats.live import attach
+from bench.bench import create, in_turns, workplace
+
+CLIENTS = 4
+CONVERSATIONS = 200
+LENGTHS = (10, 100, 3_000)  # Messages in each conversation.
+BULK_LENGTH = 100
+BULK = 100_000
+BATCHES = (BULK, 1_000)  # Rows of one INSERT.
+SYSTEMS = ("bare", "live", "counting")
+# As the application creates them, but for columns that do not matter here.
+TABLES = """
+    CREATE TABLE alicia_conversations (id TEXT PRIMARY KEY, title TEXT NOT NULL DEFAULT '', deleted_at TIMESTAMP);
+    CREATE TABLE alicia_messages (
+        id TEXT PRIMARY KEY,
+        conversation_id TEXT NOT NULL REFERENCES alicia_conversations ON DELETE CASCADE,
+        sequence_number INTEGER NOT NULL,
+        contents TEXT NOT NULL DEFAULT '',
+        created_at TIMESTAMP NOT NULL DEFAULT NOW(),
+        updated_at TIMESTAMP NOT NULL DEFAULT NOW(),
+        deleted_at TIMESTAMP
+    );
+    CREATE INDEX idx_messages_conversation ON alicia_messages (conversation_id, sequence_number) WHERE deleted_at IS NULL;
+    CREATE TABLE alicia_tool_uses (
+        id TEXT PRIMARY KEY, message_id TEXT NOT NULL REFERENCES alicia_messages ON DELETE CASCADE, deleted_at TIMESTAMP
+    );
+    CREATE INDEX idx_tool_uses_message ON alicia_tool_uses (message_id) WHERE deleted_at IS NULL;
+    CREATE TABLE alicia_memory_used (
+        id TEXT PRIMARY KEY, message_id TEXT NOT NULL REFERENCES alicia_messages ON DELETE CASCADE, memory_id TEXT,
+        deleted_at TIMESTAMP
+    );
+    CREATE INDEX idx_memory_used_message ON alicia_memory_used (message_id) WHERE deleted_at IS NULL;
+"""
+# Messages 20 minutes apart, and two hours of silence after each ten: ten messages are a session.
+FILL = """
+    INSERT INTO alicia_conversations (id) SELECT 'ac_' || c FROM GENERATE_SERIES(1, %(conversations)s) AS c;
+    INSERT INTO alicia_messages (id, conversation_id, sequence_number, contents, created_at)
+    SELECT
+        CONCAT_WS('_', 'am', c, m), 'ac_' || c, m, REPEAT('x', 200),
+        NOW() AT TIME ZONE 'UTC' - (%(length)s - m) * INTERVAL '20 minutes' - (%(length)s - m) / 10 * INTERVAL '2 hours'
+    FROM GENERATE_SERIES(1, %(conversations)s) AS c, GENERATE_SERIES(1, %(length)s) AS m;
+"""
+INSERT = """
+    INSERT INTO alicia_messages (id, conversation_id, sequence_number, contents, created_at)
+    VALUES (GEN_RANDOM_UUID()::TEXT, 'ac_' || :c, 0, REPEAT('x', 200), CLOCK_TIMESTAMP() AT TIME ZONE 'UTC');
+"""
+COUNT = """
+    SELECT
+        COUNT(*), (SELECT COUNT(*) FROM alicia_tool_uses AS t INNER JOIN alicia_messages AS m ON m.id = t.message_id
+            WHERE m.conversation_id = 'ac_' || :c AND m.deleted_at IS NULL AND t.deleted_at IS NULL)
+    FROM alicia_messages WHERE conversation_id = 'ac_' || :c AND deleted_at IS NULL;
+"""
+# Each conversation gets one message a minute, an hour of silence after twenty, beginning a day after what is there.
+LOAD = """
+    INSERT INTO alicia_messages (id, conversation_id, sequence_number, contents, created_at)
+    SELECT
+        GEN_RANDOM_UUID()::TEXT, 'ac_' || 1 + n %% %(conversations)s, n, REPEAT('x', 200),
+        NOW() AT TIME ZONE 'UTC' + INTERVAL '1 day' + n / %(conversations)s * INTERVAL '1 minute'
+        + n / %(conversations)s / 20 * INTERVAL '1 hour'
+    FROM GENERATE_SERIES(%(first)s::INTEGER, %(last)s) AS n
+"""
+# What the last two have in common must be equal.
+CHECK = "SELECT * FROM alicia_session_stats_compare(ARRAY(SELECT id FROM alicia_conversations), 30) WHERE action <> 'keep'"
+Connection = psycopg.Connection[Any]
+
+
+def prepare(server: str, length: int) -> dict[str, Connection]:
+    """The three databases, with conversations of this length."""
+    made = dict[str, Connection]()
+    for system in SYSTEMS:
+        made[system] = create(server, f"{system}_{length}")
+        made[system].execute(TABLES)
+        values = {"conversations": CONVERSATIONS, "length": length}
+        psycopg.ClientCursor(made[system]).execute(FILL, values)
+        if system == "live":
+            migrate(made[system].info.dsn)
+            attach(made[system].info.dsn)
+        made[system].execute("VACUUM ANALYZE")
+    return made
+
+
+def pgbench(database: Connection, script: Path, transactions: int) -> float:
+    """Messages a second of CLIENTS clients that share so many transactions."""
+    command = [embedded.wheel_programs() / "pgbench", "-h", database.info.host, "-U", database.info.user, "-f", script]
+    command += ["-c", str(CLIENTS), "-j", "2", "-M", "prepared", "-n", "-t", str(math.ceil(transactions / CLIENTS))]
+    done = subprocess.run([*command, database.info.dbname], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SessionStatsError(f"pgbench: {' '.join(done.stderr.split())}")
+    return float(re.search(r"tps = ([\d.]+)", done.stdout)[1])
+
+
+def measure_messages(databases: dict[str, Connection], length: int, rounds: int, seconds: float, folder: Path) -> list[Any]:
+    scripts = {}
+    for system in SYSTEMS:
+        scripts[system] = folder / f"{system}.sql"
+        count = COUNT if system == "counting" else ""
+        scripts[system].write_text(f"\\set c random(1, {CONVERSATIONS})\n{' '.join((INSERT + count).split())}\n")
+    databases["bare"].execute("CHECKPOINT")
+    transactions = math.ceil(pgbench(databases["bare"], scripts["bare"], 500) * seconds)
+    found = {system: list[float]() for system in SYSTEMS}
+    for turn in range(rounds):
+        for system in in_turns(SYSTEMS, turn):
+            share = transactions if system != "counting" else max(100, transactions * 100 // (100 + length))
+            found[system].append(pgbench(databases[system], scripts[system], share))
+    return row(f"{length:,} messages in each conversation", found)
+
+
+def row(what: str, found: dict[str, list[float]]) -> list[Any]:
+    """Medians, and the median of the ratios of each round with its range."""
+    ratios = [live / bare for live, bare in zip(found["live"], found["bare"], strict=True)]
+    medians = [f"{statistics.median(found[system]):,.0f}" if found.get(system) else "" for system in SYSTEMS]
+    return [what, *medians, f"{statistics.median(ratios):.2f}× ({min(ratios):.2f} to {max(ratios):.2f})"]
+
+
+def measure_bulk(databases: dict[str, Connection], rounds: int, batch: int) -> list[Any]:
+    found: dict[str, list[float]] = {"bare": [], "live": []}
+    for turn in range(rounds):
+        for system in in_turns(("bare", "live"), turn):
+            cursor = psycopg.ClientCursor(databases[system])
+            databases[system].execute("CHECKPOINT")
+            begun = time.monotonic()
+            for first in range(0, BULK, batch):
+                cursor.execute(LOAD, {"conversations": CONVERSATIONS, "first": first, "last": first + batch - 1})
+            found[system].append(BULK / (time.monotonic() - begun))
+            databases[system].execute("DELETE FROM alicia_messages WHERE created_at > NOW() AT TIME ZONE 'UTC' + INTERVAL '1 hour'")
+            databases[system].execute("VACUUM ANALYZE")
+    return row(f"{BULK:,} in statements of {batch:,}", found)
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.live", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=5, help="of a round (5)")
+    parser.add_argument("--rounds", type=int, default=5, help="of each measure (5)")
+    options = parser.parse_args(arguments)
+    headers = ["messages a second", *SYSTEMS, "live / bare"]
+    with workplace() as (folder, server):
+        messages, bulk = list[list[Any]](), list[list[Any]]()
+        for length in LENGTHS:
+            databases = prepare(server, length)
+            messages.append(measure_messages(databases, length, options.rounds, options.seconds, folder))
+            if length == BULK_LENGTH:
+                bulk += [measure_bulk(databases, options.rounds, batch) for batch in BATCHES]
+            if databases["live"].execute(CHECK).fetchall():
+                raise SessionStatsError("the sessions are not those of the messages")
+        print(tabulate(messages, headers, "github", disable_numparse=True), end="\n\n")
+        print(tabulate(bulk, headers, "github", disable_numparse=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
