@@ -87,7 +87,7 @@ LOAD = """
         + n / %(conversations)s / 20 * INTERVAL '1 hour'
     FROM GENERATE_SERIES(%(first)s::INTEGER, %(last)s) AS n
 """
-# What the last two have in common must be equal.
+UNLOAD = "DELETE FROM alicia_messages WHERE created_at > NOW() AT TIME ZONE 'UTC' + INTERVAL '1 hour'"
 CHECK = "SELECT * FROM alicia_session_stats_compare(ARRAY(SELECT id FROM alicia_conversations), 30) WHERE action <> 'keep'"
 Connection = psycopg.Connection[Any]
 
@@ -150,7 +150,7 @@ def measure_bulk(databases: dict[str, Connection], rounds: int, batch: int) -> l
             for first in range(0, BULK, batch):
                 cursor.execute(LOAD, {"conversations": CONVERSATIONS, "first": first, "last": first + batch - 1})
             found[system].append(BULK / (time.monotonic() - begun))
-            databases[system].execute("DELETE FROM alicia_messages WHERE created_at > NOW() AT TIME ZONE 'UTC' + INTERVAL '1 hour'")
+            databases[system].execute(UNLOAD)
             databases[system].execute("VACUUM ANALYZE")
     return row(f"{BULK:,} in statements of {batch:,}", found)
 

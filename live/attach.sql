@@ -64,36 +64,7 @@ BEGIN
 END
 $attach$;
 
--- What is private to live recording ----------------------------------------------------------------------------
-
-CREATE TABLE IF NOT EXISTS alicia_session_stats_live_versions (
-    conversation_id TEXT CONSTRAINT alicia_session_stats_live_versions_pkey PRIMARY KEY
-        CONSTRAINT alicia_session_stats_live_versions_conversation_id_fkey REFERENCES alicia_conversations (id) ON DELETE CASCADE,
-    version BIGINT NOT NULL
-);
-
-COMMENT ON TABLE alicia_session_stats_live_versions IS
-'Private: a row for each conversation, which a writer changes unless it changes an existing session. A transaction whose snapshot is older fails on the one or the other, and must be retried.';
-COMMENT ON COLUMN alicia_session_stats_live_versions.conversation_id IS
-'The conversation';
-COMMENT ON COLUMN alicia_session_stats_live_versions.version IS
-'How often it was changed';
-
-CREATE TABLE IF NOT EXISTS alicia_session_stats_live_changes (
-    writer XID8,
-    conversation_id TEXT,
-    message_id TEXT,
-    CONSTRAINT alicia_session_stats_live_changes_pkey PRIMARY KEY (writer, conversation_id, message_id)
-);
-
-COMMENT ON TABLE alicia_session_stats_live_changes IS
-'Private: what the rows that an UPDATE has changed belong to, until the statement ends';
-COMMENT ON COLUMN alicia_session_stats_live_changes.writer IS
-'The transaction';
-COMMENT ON COLUMN alicia_session_stats_live_changes.conversation_id IS
-'A conversation; empty where message_id is set';
-COMMENT ON COLUMN alicia_session_stats_live_changes.message_id IS
-'A message; empty where conversation_id is set';
+-- The functions ----------------------------------------------------------------------------------------------------
 
 -- In these functions, as in those of the rollup, literals are typed and operators exact; what is polymorphic is qualified.
 
@@ -523,7 +494,49 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_live_on_update() IS
 'Private: trigger function that computes the conversations again whose rows an UPDATE or TRUNCATE has changed';
 
--- The triggers -----------------------------------------------------------------------------------------------------
+DO $attach$
+BEGIN
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_live_' || created, is_closed => TRUE)
+    FROM UNNEST(ARRAY[
+        'lock(text[])', 'touch(text[])', 'recompute(text[],integer)', 'latest(text)',
+        'add(text,integer,timestamp without time zone,timestamp without time zone,interval)',
+        'on_message()', 'on_use()', 'on_change()', 'on_update()'
+    ]) AS created;
+END
+$attach$;
+
+-- The tables and triggers ----------------------------------------------------------------------------------------------
+--
+-- Last, because from here on writers wait until the transaction ends.
+
+CREATE TABLE IF NOT EXISTS alicia_session_stats_live_versions (
+    conversation_id TEXT CONSTRAINT alicia_session_stats_live_versions_pkey PRIMARY KEY
+        CONSTRAINT alicia_session_stats_live_versions_conversation_id_fkey REFERENCES alicia_conversations (id) ON DELETE CASCADE,
+    version BIGINT NOT NULL
+);
+
+COMMENT ON TABLE alicia_session_stats_live_versions IS
+'Private: a row for each conversation, which a writer changes unless it changes an existing session. A transaction whose snapshot is older fails on the one or the other, and must be retried.';
+COMMENT ON COLUMN alicia_session_stats_live_versions.conversation_id IS
+'The conversation';
+COMMENT ON COLUMN alicia_session_stats_live_versions.version IS
+'How often it was changed';
+
+CREATE TABLE IF NOT EXISTS alicia_session_stats_live_changes (
+    writer XID8,
+    conversation_id TEXT,
+    message_id TEXT,
+    CONSTRAINT alicia_session_stats_live_changes_pkey PRIMARY KEY (writer, conversation_id, message_id)
+);
+
+COMMENT ON TABLE alicia_session_stats_live_changes IS
+'Private: what the rows that an UPDATE has changed belong to, until the statement ends';
+COMMENT ON COLUMN alicia_session_stats_live_changes.writer IS
+'The transaction';
+COMMENT ON COLUMN alicia_session_stats_live_changes.conversation_id IS
+'A conversation; empty where message_id is set';
+COMMENT ON COLUMN alicia_session_stats_live_changes.message_id IS
+'A message; empty where conversation_id is set';
 
 DO $attach$
 DECLARE
@@ -598,30 +611,33 @@ BEGIN
                 'COMMENT ON TRIGGER record_session_stats_%s ON %s IS %L', event.name, source.relation,
                 'Records sessions in alicia_session_stats. The command detach of alicia-session-stats drops it.'
             );
-            PERFORM alicia_session_stats_own(FORMAT(
-                'TRIGGER record_session_stats_%s ON %I', event.name, (SELECT relname FROM pg_class WHERE oid = source.relation)
-            ));
+            -- Recorded with its definition below.
+            INSERT INTO alicia_session_stats_owned_objects
+            SELECT FORMAT('TRIGGER record_session_stats_%s ON %I', event.name, c.relname), '', NULL, FALSE, 0
+            FROM pg_class AS c
+            WHERE c.oid = source.relation
+            ON CONFLICT DO NOTHING;
         END LOOP;
     END LOOP;
 END
 $attach$;
 
-DO $attach$
-BEGIN
-    PERFORM alicia_session_stats_own(created, is_closed => TRUE)
-    FROM UNNEST(ARRAY[
-        'TABLE alicia_session_stats_live_versions', 'TABLE alicia_session_stats_live_changes',
-        'FUNCTION alicia_session_stats_live_lock(text[])', 'FUNCTION alicia_session_stats_live_touch(text[])',
-        'FUNCTION alicia_session_stats_live_recompute(text[],integer)', 'FUNCTION alicia_session_stats_live_latest(text)',
-        'FUNCTION alicia_session_stats_live_add('
-        'text,integer,timestamp without time zone,timestamp without time zone,interval)',
-        'FUNCTION alicia_session_stats_live_on_message()', 'FUNCTION alicia_session_stats_live_on_use()',
-        'FUNCTION alicia_session_stats_live_on_change()', 'FUNCTION alicia_session_stats_live_on_update()'
-    ]) AS created;
-END
-$attach$;
+-- Those of the tables, too. A transaction whose snapshot lacks this row is older than the triggers.
+INSERT INTO alicia_session_stats_owned_objects
+SELECT
+    'TABLE alicia_session_stats_live_' || name, '', NULL, TRUE, 0
+FROM UNNEST(ARRAY['versions', 'changes']) AS t (name)
+ON CONFLICT DO NOTHING;
 
 COMMIT;
+
+DO $attach$
+BEGIN
+    PERFORM alicia_session_stats_own(o.object, o.is_closed)
+    FROM alicia_session_stats_owned_objects AS o
+    WHERE o.object ~ '^(TRIGGER record_session_stats_|TABLE alicia_session_stats_live_)';
+END
+$attach$;
 
 -- What was there before ----------------------------------------------------------------------------------------------
 

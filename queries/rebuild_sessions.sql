@@ -4,8 +4,8 @@
 -- Mode: writes
 -- Param gap_minutes (integer, default 30): a session ends when its conversation's next message is more than this many
 --     minutes later.
--- Param since_days (integer, default 36500): rebuild only conversations with a message sent or deleted, or a session
---     begun, in the last so many days of 24 hours. Such a conversation is rebuilt whole, so that no session is cut.
+-- Param since_days (integer, default 36500): rebuild only conversations that were deleted softly, or that had a message sent
+--     or deleted or a session begun, in the last so many days of 24 hours. Each is rebuilt whole, so that no session is cut.
 -- Returns: one row.
 --     inserted                     sessions that were not in the table
 --     updated                      sessions whose counts or duration differed
@@ -54,6 +54,15 @@ FROM alicia_session_stats_rebuild(
         SELECT s.conversation_id
         FROM alicia_session_stats AS s
         WHERE s.created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'since_days')
+        UNION
+        -- Where alicia_conversations has no deleted_at, the name means that of the outer row.
+        SELECT c.id
+        FROM (SELECT NULL::TIMESTAMP AS deleted_at) AS absent
+        CROSS JOIN LATERAL (
+            SELECT id
+            FROM alicia_conversations
+            WHERE deleted_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'since_days')
+        ) AS c
     ),
     :'gap_minutes'
 ) AS r;
