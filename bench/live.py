@@ -31,7 +31,7 @@ from bench.bench import create, in_turns, workplace
 
 CLIENTS = 4
 CONVERSATIONS = 200
-LENGTHS = (10, 100, 3_000)  # Messages in each conversation.
+LENGTHS = (10, 100, 1_000)  # Messages in each conversation.
 BULK_LENGTH = 100
 BULK = 100_000
 BATCHES = (BULK, 1_000)  # Rows of one INSERT.
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str]) -> int:
             databases = prepare(server, length)
             messages.append(measure_messages(databases, length, options.rounds, options.seconds, folder))
             if length == BULK_LENGTH:
-                bulk += [measure_bulk(databases, options.rounds, batch) for batch in BATCHES]
+                bulk += [measure_bulk(databases, min(options.rounds, 3), batch) for batch in BATCHES]
             if databases["live"].execute(CHECK).fetchall():
                 raise SessionStatsError("the sessions are not those of the messages")
         print(tabulate(messages, headers, "github", disable_numparse=True), end="\n\n")

@@ -34,10 +34,10 @@ WITH spaced_messages AS (
         m.created_at,
         -- The first, or at another instant and more than the gap later. LEAST, because the sum must not pass the last time
         -- of the type.
-        LAG(m.created_at) OVER conversation IS NULL
-        OR m.created_at > LAG(m.created_at) OVER conversation
+        PG_CATALOG.LAG(m.created_at) OVER conversation IS NULL
+        OR m.created_at > PG_CATALOG.LAG(m.created_at) OVER conversation
         AND m.created_at > MAKE_INTERVAL(mins => gap_minutes) + LEAST(
-            LAG(m.created_at) OVER conversation,
+            PG_CATALOG.LAG(m.created_at) OVER conversation,
             TIMESTAMP '294276-12-31 23:59:59.999999' - MAKE_INTERVAL(mins => gap_minutes)
         ) AS starts_session
     FROM alicia_messages AS m
@@ -236,7 +236,7 @@ BEGIN
 
     -- Beside live recording: lock the conversations that differ, and no other, then compute them again.
     SELECT
-        ARRAY_AGG(DISTINCT c.conversation_id) FILTER (WHERE c.differs),
+        PG_CATALOG.ARRAY_AGG(DISTINCT c.conversation_id) FILTER (WHERE c.differs),
         COUNT(*) FILTER (WHERE c.action = 'keep' AND NOT c.differs),
         COUNT(*) FILTER (WHERE c.action = 'leave out')
     INTO differing, right_before, left_out

@@ -15,7 +15,7 @@
 -- Model: a session starts at its first message and ends at the creation of its last. It counts its messages, the tool uses
 --     of these and the distinct memories used for these. Rows with a deleted_at do not count, nor does anything of a
 --     conversation that has one, where that table has the column. Times are UTC.
--- Reads: idx_session_stats_created_at, idx_session_stats_conversation, alicia_session_stats_pkey
+-- Reads: idx_session_stats_created_at
 --
 -- The application's tables: alicia_messages (id, conversation_id, created_at, deleted_at), alicia_tool_uses (message_id,
 -- deleted_at) and alicia_memory_used (message_id, memory_id, deleted_at). Their times are TIMESTAMP in UTC.

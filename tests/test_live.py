@@ -123,20 +123,20 @@ edges = [
 ]  # fmt: skip
 conversations = st.sampled_from(["ac_1", "ac_1", "ac_1", "ac_2"])
 memories = st.sampled_from(["am_1", "am_2", None])
-KINDS = ["message"] * 6 + ["messages", "use", "use", "uses"] + [
-    "late", "delete", "soft", "soft", "move", "switch", "use_soft", "use_delete", "use_move", "conversation", "text",
-    "hard", "with", "truncate", "upsert",
-]  # fmt: skip
+KINDS = {
+    "message": 6, "messages": 3, "use": 4, "uses": 2, "late": 5, "conversation": 3, "soft": 3, "delete": 2, "move": 2,
+    "switch": 2, "use_soft": 2, "use_delete": 2, "use_move": 2, "with": 2, "upsert": 2, "hard": 1, "truncate": 1, "text": 1,
+}  # fmt: skip
 steps = st.lists(
     st.tuples(
-        st.sampled_from(KINDS),
+        st.sampled_from([kind for kind, weight in KINDS.items() for _ in range(weight)]),
         conversations,
         st.sampled_from(edges),
         st.integers(0, 10**6),
         st.lists(st.tuples(conversations, st.sampled_from(edges), memories), min_size=1, max_size=5),
         st.sampled_from(["", "", "", "savepoint", "rollback"]),
     ),
-    min_size=1,
+    min_size=5,
     max_size=25,
 )
 
@@ -262,16 +262,16 @@ class History:
                 "UPDATE alicia_conversations SET deleted_at = CASE WHEN %s THEN NOW() END WHERE id = %s",
                 [model.conversations[conversation], conversation],
             )
-        elif kind == "hard" and pick % 4 == 0:
+        elif kind == "hard":
             execute("DELETE FROM alicia_conversations WHERE id = %s", [conversation])
             execute("INSERT INTO alicia_conversations (id) VALUES (%s)", [conversation])
             model.conversations[conversation] = False
             model.messages = {name: each for name, each in model.messages.items() if each[0] != conversation}
             model.uses = {name: each for name, each in model.uses.items() if each[0] in model.messages}
-        elif kind == "truncate" and pick % 8 == 0:
-            execute("TRUNCATE alicia_tool_uses, alicia_memory_used" + (", alicia_messages" if pick % 16 else ""))
+        elif kind == "truncate":
+            execute("TRUNCATE alicia_tool_uses, alicia_memory_used" + (", alicia_messages" if pick % 2 else ""))
             model.uses = {}
-            model.messages = {} if pick % 16 else model.messages
+            model.messages = {} if pick % 2 else model.messages
         elif kind == "text":
             execute("UPDATE alicia_messages SET contents = contents || 'x'")
 
@@ -300,7 +300,7 @@ def gap(request: pytest.FixtureRequest, app: Connection) -> timedelta:
 
 
 @given(steps)
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_sessions_are_those_of_the_model_after_every_statement(app: Connection, gap: timedelta, history: list[Any]) -> None:
     minutes = gap // timedelta(minutes=1)
     with app.transaction(force_rollback=True):
@@ -609,6 +609,46 @@ def test_only_the_owner_of_the_tables_attaches(bare: Connection, login: Callable
     assert len(sessions(migrator)) == 1
     detach(dsn)
     bare.execute("REVOKE alicia_app FROM alicia_migrator")
+
+
+# Each wins over a polymorphic one of pg_catalog, where that is not qualified.
+HOSTILE = """
+    CREATE FUNCTION trap(TEXT[], TEXT[]) RETURNS BOOLEAN LANGUAGE plpgsql AS $$ BEGIN RAISE 'an overload was called'; END $$;
+    CREATE FUNCTION trap(TEXT[], TEXT) RETURNS TEXT[] LANGUAGE plpgsql AS $$ BEGIN RAISE 'an overload was called'; END $$;
+    CREATE FUNCTION trap(TIMESTAMP, TIMESTAMP) RETURNS TIMESTAMP LANGUAGE plpgsql AS $$ BEGIN RAISE 'an overload'; END $$;
+    CREATE FUNCTION cardinality(TEXT[]) RETURNS INTEGER LANGUAGE plpgsql AS $$ BEGIN RAISE 'an overload was called'; END $$;
+    CREATE FUNCTION unnest(TEXT[]) RETURNS SETOF TEXT LANGUAGE plpgsql AS $$ BEGIN RAISE 'an overload was called'; END $$;
+    CREATE FUNCTION array_append(TEXT[], TEXT) RETURNS TEXT[] LANGUAGE plpgsql AS $$ BEGIN RAISE 'an overload was called'; END $$;
+    CREATE AGGREGATE array_agg(TEXT) (SFUNC = trap, STYPE = TEXT[], INITCOND = '{}');
+    CREATE AGGREGATE lag(TIMESTAMP) (SFUNC = trap, STYPE = TIMESTAMP, INITCOND = '2024-01-01');
+    CREATE OPERATOR = (FUNCTION = trap, LEFTARG = TEXT[], RIGHTARG = TEXT[]);
+    CREATE OPERATOR <@ (FUNCTION = trap, LEFTARG = TEXT[], RIGHTARG = TEXT[]);
+    CREATE OPERATOR <> (FUNCTION = trap, LEFTARG = TEXT[], RIGHTARG = TEXT[]);
+    CREATE OPERATOR || (FUNCTION = trap, LEFTARG = TEXT[], RIGHTARG = TEXT);
+"""
+
+
+def test_overload_in_public_is_not_called(live: Connection) -> None:
+    live.execute(HOSTILE)
+    told = list[str | None]()
+    live.add_notice_handler(lambda notice: told.append(notice.message_primary))
+    with pytest.raises(psycopg.errors.RaiseException):
+        live.execute("SELECT CARDINALITY('{a}'::TEXT[])")
+    for at in (START, START - GAP, START + 4 * GAP):
+        message = send(live, at)
+    send(live, START, "ac_2")
+    live.execute("INSERT INTO alicia_messages SELECT id || 'x', 'ac_2', '', created_at FROM alicia_messages")
+    live.execute("INSERT INTO alicia_tool_uses (message_id) VALUES (%s)", [message])
+    live.execute("INSERT INTO alicia_memory_used (message_id, memory_id) VALUES (%s, 'am_1')", [message])
+    live.execute("UPDATE alicia_messages SET created_at = created_at + INTERVAL '1 hour' WHERE conversation_id = 'ac_1'")
+    live.execute("UPDATE alicia_tool_uses SET deleted_at = NOW()")
+    live.execute("UPDATE alicia_conversations SET deleted_at = NOW() WHERE id = 'ac_2'")
+    live.execute("DELETE FROM alicia_memory_used")
+    live.execute("TRUNCATE alicia_memory_used")
+    live.execute("SET default_transaction_isolation = 'repeatable read'")
+    send(live, START)
+    assert told == []
+    assert rebuild(live) == {}
 
 
 def test_failure_to_record_keeps_the_message_and_warns(live: Connection) -> None:

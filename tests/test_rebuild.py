@@ -533,11 +533,8 @@ def test_recent_conversations_are_found_by_indexes(app: Connection) -> None:
     rebuild(app)
     app.execute("CREATE INDEX ON alicia_messages (conversation_id)")
     app.execute("ANALYZE")
-    plans = [app.execute(f"EXPLAIN {REBUILD.statement}".encode(), {"gap_minutes": "30", "since_days": "1"}).fetchall()]
-    # A function's plan does not show: that of a copy of its call does.
-    compare = "SELECT * FROM alicia_session_stats_compare(ARRAY['ac_1', 'ac_2'], 30)"
-    plans.append(app.execute(f"EXPLAIN {compare}".encode()).fetchall())
-    plans.append(app.execute("EXPLAIN DELETE FROM alicia_session_stats WHERE id = 'ass_1'").fetchall())
-    plan = "\n".join(line for rows in plans for (line,) in rows)
-    for index in REBUILD.documentation.partition("Reads: ")[2].partition("\n")[0].split(", "):
-        assert f"{index} on alicia_session_stats" in plan or f"on {index} " in plan
+    asked = app.execute(f"EXPLAIN {REBUILD.statement}".encode(), {"gap_minutes": "30", "since_days": "1"}).fetchall()
+    # The plan of a function does not show: this is that of the statement inside.
+    compared = app.execute("EXPLAIN SELECT * FROM alicia_session_stats_compare(ARRAY['ac_1', 'ac_2'], 30)").fetchall()
+    for index, rows in (("idx_session_stats_created_at", asked), ("idx_session_stats_conversation", compared)):
+        assert any(f"{index} on alicia_session_stats" in line or f"on {index} " in line for (line,) in rows)
