@@ -60,7 +60,7 @@ def _run(conninfo: str | None, name: str, **params: str) -> None:
                     connection.execute(statement, params)
                 return
             except psycopg.Error as error:
-                message = f"{name}: {explain_error(error, connection.info.user, MIGRATING)}"
+                message = f"{name}: {explain_error(error, connection, MIGRATING)}"
                 if error.sqlstate not in BUSY:
                     raise SessionStatsError(message, error.sqlstate) from error
                 if time.monotonic() >= deadline:

@@ -408,7 +408,7 @@ def test_conversations_that_cannot_be_deleted_softly_are_recorded(app: Connectio
 
 def test_recorded_sessions_are_not_touched(live: Connection) -> None:
     recorded = stats.query(live, "start_session", conversation_id="ac_1")[0]["id"]
-    stats.query(live, "record_activity", session_id=recorded, messages=7)
+    stats.query(live, "record_activity", session_id=recorded, conversation_id="ac_1", messages=7)
     row = "SELECT s, xmin::TEXT FROM alicia_session_stats AS s WHERE id = %s"
     before = live.execute(row, [recorded]).fetchall()
     for at in (datetime(2020, 1, 1), START, START + GAP, datetime(2099, 1, 1)):
