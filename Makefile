@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python runner.py
 
-.PHONY: help demo migrate rollback status verify queries query purge report psql test chaos bench lint clean migration
+.PHONY: help demo migrate rollback status verify queries query purge report attach detach psql test chaos bench lint clean migration
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ query: $(VENV)/.run ## run one: make query NAME=average_session_metrics ARGS="--
 
 purge: $(VENV)/.run ## delete the sessions that began more than DAYS days ago, after asking (ARGS="--dry-run" or "--yes")
 	@$(RUN) purge --days "$(DAYS)" $(ARGS)
+
+attach: $(VENV)/.run ## record sessions from the application's messages, by triggers (ARGS="--gap-minutes 30")
+	@$(RUN) attach $(ARGS)
+
+detach: $(VENV)/.run ## stop recording from the application's messages; the sessions stay
+	@$(RUN) detach $(ARGS)
 
 psql: $(VENV)/.run ## open psql on the same database
 	@$(RUN) psql $(ARGS)

@@ -14,6 +14,7 @@ from alicia_session_stats.migration_plan import plan, status
 from alicia_session_stats.migrator import migrate, rollback
 from alicia_session_stats.named_queries import query, query_async
 from alicia_session_stats.query_files import Param, Query, queries
+from alicia_session_stats.recording import attach, detach
 from alicia_session_stats.verification import verify
 
 __version__ = "0.1.0"
@@ -24,7 +25,9 @@ __all__ = [
     "Query",
     "SessionStatsError",
     "UsageError",
+    "attach",
     "connect",
+    "detach",
     "migrate",
     "plan",
     "queries",

@@ -116,6 +116,11 @@ def _make_parser(argv: Sequence[str]) -> Parser:
     purge.add_argument("--batch", metavar="N", help="how many in one transaction (default 10000)")
     purge.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
     purge.add_argument("--yes", action="store_true", help="do not ask; needed without a terminal, and for more than half of all")
+    attach = command("attach", "record sessions from the application's messages, by triggers")
+    attach.add_argument(
+        "--gap-minutes", default="30", metavar="N", help="minutes without a message that end a session (default 30)"
+    )
+    command("detach", "stop recording from the application's messages; the sessions stay")
     command("psql", "open psql on the same database; arguments after -- are psql's")
     embedded = command("embedded", "start the embedded server, and print its connection string")
     embedded.add_argument("--stop", action="store_true", help="stop it instead")

@@ -18,6 +18,7 @@ from alicia_session_stats.prometheus import write_gauge, write_metrics
 from alicia_session_stats.psql import replace_by_psql
 from alicia_session_stats.purge import purge
 from alicia_session_stats.query_files import Query, find_query
+from alicia_session_stats.recording import attach, attached_gap, detach
 from alicia_session_stats.report import write_report
 from alicia_session_stats.verification import check_objects
 from alicia_session_stats.wording import counted
@@ -54,6 +55,9 @@ def run_status(a: Namespace) -> int:
     if "pending" in states:
         return 3
     check_objects(a.database)
+    gap = attached_gap(a.database)
+    if gap is not None:
+        log.info("sessions are recorded live, with a gap of %s minutes", gap)
     return 0
 
 
@@ -120,6 +124,14 @@ def run_purge(a: Namespace) -> None:
     purge(a.database, days=a.days, batch=a.batch, dry_run=a.dry_run, yes=a.yes)
 
 
+def run_attach(a: Namespace) -> None:
+    attach(a.database, gap_minutes=a.gap_minutes)
+
+
+def run_detach(a: Namespace) -> None:
+    detach(a.database)
+
+
 def run_psql(a: Namespace) -> None:
     replace_by_psql(a.database, a.for_psql)
 
@@ -140,6 +152,8 @@ COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "query": run_query,
     "report": run_report,
     "purge": run_purge,
+    "attach": run_attach,
+    "detach": run_detach,
     "psql": run_psql,
     "embedded": run_embedded,
 }

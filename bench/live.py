@@ -26,7 +26,7 @@ import psycopg
 from tabulate import tabulate
 
 from alicia_session_stats import SessionStatsError, embedded, migrate
-from alicia_session_stats.live import attach
+from alicia_session_stats.recording import attach
 from bench.bench import create, in_turns, workplace
 
 CLIENTS = 4

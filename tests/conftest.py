@@ -128,7 +128,7 @@ def scalar(connection: psycopg.Connection[Any], sql: str, *values: object) -> An
 
 def copy_product(folder: Path) -> Path:
     """Copy all that runs into a folder, where a test may change it. Returns the copy's runner.py."""
-    for name in ("alicia_session_stats", "migrations", "queries"):
+    for name in ("alicia_session_stats", "live", "migrations", "queries"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return Path(shutil.copy(ROOT / "runner.py", folder))
 

@@ -19,7 +19,7 @@ from psycopg.conninfo import make_conninfo
 from test_rebuild import wait_for_a_lock
 
 import alicia_session_stats as stats
-from alicia_session_stats.live import attach, detach
+from alicia_session_stats.recording import attach, detach
 
 Connection = psycopg.Connection[Any]
 

@@ -82,7 +82,7 @@ def test_wheel_holds_the_product_and_nothing_else(wheel: Path) -> None:
     }
     package = ROOT / "alicia_session_stats"
     expected = {str(path.relative_to(ROOT)) for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    for folder in ("migrations", "queries"):
+    for folder in ("live", "migrations", "queries"):
         expected |= {f"alicia_session_stats/{folder}/{path.name}" for path in (ROOT / folder).glob("*.sql")}
     assert names - described == expected
     assert wheel.stat().st_size < 160_000

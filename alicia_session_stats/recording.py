@@ -9,7 +9,7 @@ import time
 
 import psycopg
 
-from alicia_session_stats.database import MIGRATING, SessionStatsError, connect, describe, explain_error
+from alicia_session_stats.database import MIGRATING, READING, SessionStatsError, connect, describe, explain_error, server_errors
 from alicia_session_stats.paths import LIVE
 from alicia_session_stats.query_files import read_query
 
@@ -46,6 +46,13 @@ def detach(conninfo: str | None = None) -> None:
     """
     _run(conninfo, "detach")
     log.info("sessions are not recorded live")
+
+
+def attached_gap(conninfo: str | None = None) -> int | None:
+    """The gap in minutes with which sessions are recorded live; None where they are not."""
+    with connect(conninfo) as connection, server_errors(connection, READING):
+        [(gap,)] = connection.execute("SELECT alicia_session_stats_attached_gap()").fetchall()
+        return gap
 
 
 def _run(conninfo: str | None, name: str, **params: str) -> None:
