@@ -18,6 +18,7 @@ SELECT alicia_session_stats_drop('FUNCTION alicia_session_stats_' || name)
 FROM UNNEST(ARRAY[
     'wrong_summaries(timestamp without time zone,timestamp without time zone)',
     'summarize(bigint)',
+    'days_to_summarize(timestamp without time zone)',
     'open_at(timestamp without time zone)',
     'percentile(double precision,integer[],bigint[],bigint)',
     'value_counts(text,timestamp without time zone,timestamp without time zone)',

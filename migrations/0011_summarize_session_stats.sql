@@ -305,6 +305,21 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_open_at(TIMESTAMP) IS
 'The sessions that start before an instant (UTC) and end after it';
 
+CREATE OR REPLACE FUNCTION alicia_session_stats_days_to_summarize(until TIMESTAMP)
+RETURNS TABLE (day TIMESTAMP)
+LANGUAGE sql STABLE
+AS $function$
+SELECT DISTINCT DATE_TRUNC('day', COALESCE(p.starts_at, s.starts_at))
+FROM alicia_session_stats_periods(TIMESTAMP '-infinity', until) AS p
+-- FULL, because a summary outlives the sessions of its period.
+FULL JOIN (SELECT * FROM alicia_session_stats_value_summaries WHERE metric = 'messages') AS s
+    ON s.hours = p.hours AND s.starts_at = p.starts_at
+WHERE s.stamp IS DISTINCT FROM p.stamp
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_days_to_summarize(TIMESTAMP) IS
+'Private: the days before an instant of which an hour, or the day itself, has no summary of its present state';
+
 CREATE OR REPLACE FUNCTION alicia_session_stats_summarize(batch BIGINT DEFAULT 1000000)
 RETURNS TABLE (days INTEGER, sessions BIGINT, remaining_days INTEGER)
 LANGUAGE plpgsql
@@ -331,16 +346,9 @@ BEGIN
     days := 0;
     sessions := 0;
     remaining_days := 0;
-    -- The days of which an hour, or the day itself, has no summary of its present state.
     FOR stale IN
         SELECT d.day, COALESCE(SUM(r.sessions)::BIGINT, 0) AS sessions
-        FROM (
-            SELECT DISTINCT DATE_TRUNC('day', COALESCE(p.starts_at, s.starts_at)) AS day
-            FROM alicia_session_stats_periods(TIMESTAMP '-infinity', until) AS p
-            FULL JOIN (SELECT * FROM alicia_session_stats_summaries WHERE metric = 'messages') AS s
-                ON s.hours = p.hours AND s.starts_at = p.starts_at
-            WHERE s.stamp IS DISTINCT FROM p.stamp
-        ) AS d
+        FROM alicia_session_stats_days_to_summarize(until) AS d
         LEFT JOIN alicia_session_stats_rollup AS r ON r.bucket_start >= d.day AND r.bucket_start < d.day + INTERVAL '24 hours'
         GROUP BY d.day
         ORDER BY d.day DESC
@@ -412,6 +420,7 @@ BEGIN
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_value_counts(text,' || window_of);
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_percentile(double precision,integer[],bigint[],bigint)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_open_at(timestamp without time zone)');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_days_to_summarize(timestamp without time zone)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_summarize(bigint)', is_closed => TRUE);
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_wrong_summaries(' || window_of);
 END

@@ -1,4 +1,4 @@
--- Size, rows, dead rows, HOT updates, index scans and ages of VACUUM and ANALYZE of the table and of each index.
+-- Size, rows, dead rows, HOT updates, index scans, and what VACUUM, ANALYZE and summarize_days have to do, of table and indexes.
 --
 -- Purpose: operations
 -- Returns: one row for the table, then one per index. SELECT on the table is enough to run it.
@@ -12,7 +12,8 @@
 --     vacuum_age_hours             whole hours since the last VACUUM, manual or automatic; NULL if never, and for
 --                                  an index
 --     analyze_age_hours            the same for ANALYZE
--- Reads: no index
+--     days_to_summarize            days that summarize_days would summarize now; NULL for an index
+-- Reads: idx_session_stats_rollup
 --
 -- psql -f queries/table_health.sql
 SELECT
@@ -24,7 +25,11 @@ SELECT
     ROUND(100.0 * t.n_tup_hot_upd / NULLIF(t.n_tup_upd, 0), 2) AS hot_pct,
     COALESCE(t.idx_scan, i.idx_scan) AS index_scans,
     TRUNC(EXTRACT(EPOCH FROM NOW() - GREATEST(t.last_vacuum, t.last_autovacuum)) / 3600)::INTEGER AS vacuum_age_hours,
-    TRUNC(EXTRACT(EPOCH FROM NOW() - GREATEST(t.last_analyze, t.last_autoanalyze)) / 3600)::INTEGER AS analyze_age_hours
+    TRUNC(EXTRACT(EPOCH FROM NOW() - GREATEST(t.last_analyze, t.last_autoanalyze)) / 3600)::INTEGER AS analyze_age_hours,
+    CASE
+        WHEN t.relid IS NOT NULL
+            THEN (SELECT COUNT(*) FROM alicia_session_stats_days_to_summarize(DATE_TRUNC('hour', NOW() AT TIME ZONE 'UTC')))
+    END AS days_to_summarize
 FROM pg_class AS c
 INNER JOIN pg_class AS r ON r.oid = 'alicia_session_stats'::REGCLASS
 LEFT JOIN pg_stat_all_tables AS t ON c.oid = t.relid AND t.relid = 'alicia_session_stats'::REGCLASS
