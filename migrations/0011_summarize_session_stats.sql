@@ -62,7 +62,7 @@ COMMENT ON COLUMN alicia_session_stats_value_summaries.sessions IS
 CREATE OR REPLACE VIEW alicia_session_stats_stamps AS
 SELECT
     r.bucket_start,
-    HASH_RECORD_EXTENDED(r, 0) AS stamp
+    HASH_RECORD_EXTENDED(r, 0::BIGINT) AS stamp
 FROM alicia_session_stats_rollup AS r
 CROSS JOIN (SELECT WHERE NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::REGCLASS)) AS sees_all_sessions;
 
@@ -79,17 +79,17 @@ LANGUAGE sql STABLE
 AS $function$
 WITH by_hour AS (
     SELECT
-        DATE_TRUNC('hour', s.bucket_start) AS starts_at,
+        DATE_TRUNC('hour'::TEXT, s.bucket_start) AS starts_at,
         SUM(s.stamp) AS stamp
     FROM alicia_session_stats_stamps AS s
     WHERE s.bucket_start >= since AND s.bucket_start < until AND ISFINITE(s.bucket_start)
-    GROUP BY DATE_TRUNC('hour', s.bucket_start)
+    GROUP BY DATE_TRUNC('hour'::TEXT, s.bucket_start)
 )
 
-SELECT 24, DATE_TRUNC('day', h.starts_at), SUM(h.stamp)
+SELECT 24, DATE_TRUNC('day'::TEXT, h.starts_at), SUM(h.stamp)
 FROM by_hour AS h
-GROUP BY DATE_TRUNC('day', h.starts_at)
-HAVING DATE_TRUNC('day', h.starts_at) >= since AND DATE_TRUNC('day', h.starts_at) <= until - INTERVAL '24 hours'
+GROUP BY DATE_TRUNC('day'::TEXT, h.starts_at)
+HAVING DATE_TRUNC('day'::TEXT, h.starts_at) >= since AND DATE_TRUNC('day'::TEXT, h.starts_at) <= until - INTERVAL '24 hours'
 UNION ALL
 SELECT 1, h.starts_at, h.stamp
 FROM by_hour AS h
@@ -107,7 +107,7 @@ SET jit = off
 AS $function$
 WITH by_hour AS (
     SELECT
-        DATE_TRUNC('hour', s.created_at) AS starts_at,
+        DATE_TRUNC('hour'::TEXT, s.created_at) AS starts_at,
         -- In each of the four groupings the other three columns are NULL.
         CASE 0
             WHEN GROUPING(s.message_count) THEN 'messages'
@@ -120,7 +120,7 @@ WITH by_hour AS (
     FROM alicia_session_stats AS s
     WHERE s.created_at >= since AND s.created_at < until
     GROUP BY
-        DATE_TRUNC('hour', s.created_at),
+        DATE_TRUNC('hour'::TEXT, s.created_at),
         GROUPING SETS (s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds)
 ),
 
@@ -128,9 +128,9 @@ counts AS (
     SELECT 1 AS hours, h.starts_at, h.metric, h.value, h.sessions
     FROM by_hour AS h
     UNION ALL
-    SELECT 24, DATE_TRUNC('day', h.starts_at), h.metric, h.value, SUM(h.sessions)
+    SELECT 24, DATE_TRUNC('day'::TEXT, h.starts_at), h.metric, h.value, SUM(h.sessions)
     FROM by_hour AS h
-    GROUP BY DATE_TRUNC('day', h.starts_at), h.metric, h.value
+    GROUP BY DATE_TRUNC('day'::TEXT, h.starts_at), h.metric, h.value
 ),
 
 summaries AS (
@@ -138,8 +138,8 @@ summaries AS (
         c.metric,
         c.hours,
         c.starts_at,
-        ARRAY_AGG(c.value ORDER BY c.value) AS counted_values,
-        ARRAY_AGG(c.sessions::INTEGER ORDER BY c.value) AS sessions
+        PG_CATALOG.ARRAY_AGG(c.value ORDER BY c.value) AS counted_values,
+        PG_CATALOG.ARRAY_AGG(c.sessions::INTEGER ORDER BY c.value) AS sessions
     FROM counts AS c
     GROUP BY c.metric, c.hours, c.starts_at
 )
@@ -307,14 +307,22 @@ COMMENT ON FUNCTION alicia_session_stats_open_at(TIMESTAMP) IS
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_days_to_summarize(until TIMESTAMP)
 RETURNS TABLE (day TIMESTAMP)
-LANGUAGE sql STABLE
+-- SECURITY DEFINER, so that table_health can tell whoever may read the sessions.
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $function$
-SELECT DISTINCT DATE_TRUNC('day', COALESCE(p.starts_at, s.starts_at))
-FROM alicia_session_stats_periods(TIMESTAMP '-infinity', until) AS p
--- FULL, because a summary outlives the sessions of its period.
-FULL JOIN (SELECT * FROM alicia_session_stats_value_summaries WHERE metric = 'messages') AS s
-    ON s.hours = p.hours AND s.starts_at = p.starts_at
-WHERE s.stamp IS DISTINCT FROM p.stamp
+BEGIN
+    RETURN QUERY
+    SELECT DISTINCT DATE_TRUNC('day'::TEXT, COALESCE(p.starts_at, s.starts_at))
+    FROM alicia_session_stats_periods(TIMESTAMP '-infinity', until) AS p
+    -- FULL, because a summary outlives the sessions of its period.
+    FULL JOIN (
+        SELECT v.hours, v.starts_at, v.stamp
+        FROM alicia_session_stats_value_summaries AS v
+        WHERE v.metric = 'messages'::TEXT
+    ) AS s ON s.hours = p.hours AND s.starts_at = p.starts_at
+    WHERE s.stamp IS DISTINCT FROM p.stamp;
+END
 $function$;
 
 COMMENT ON FUNCTION alicia_session_stats_days_to_summarize(TIMESTAMP) IS
@@ -330,7 +338,7 @@ AS $function$
 DECLARE
     lock_class CONSTANT INTEGER := 1634494819;
     summarize_lock CONSTANT INTEGER := -3;
-    until CONSTANT TIMESTAMP := DATE_TRUNC('hour', CLOCK_TIMESTAMP() AT TIME ZONE 'UTC');
+    until CONSTANT TIMESTAMP := DATE_TRUNC('hour'::TEXT, CLOCK_TIMESTAMP() AT TIME ZONE 'UTC'::TEXT);
     is_alone CONSTANT BOOLEAN := PG_TRY_ADVISORY_XACT_LOCK(lock_class, summarize_lock);
     stale RECORD;
 BEGIN
@@ -394,14 +402,14 @@ BEGIN
     RETURN QUERY
     SELECT s.metric, s.hours, s.starts_at
     FROM (
-        SELECT DISTINCT DATE_TRUNC('day', h.starts_at) AS starts_at
+        SELECT DISTINCT DATE_TRUNC('day'::TEXT, h.starts_at) AS starts_at
         FROM alicia_session_stats_summaries AS h
-        WHERE h.metric = 'messages' AND h.hours = 1 AND h.starts_at >= since AND h.starts_at < until
+        WHERE h.metric = 'messages'::TEXT AND h.hours = 1 AND h.starts_at >= since AND h.starts_at < until
     ) AS d
     CROSS JOIN LATERAL alicia_session_stats_computed_summaries(d.starts_at, d.starts_at + INTERVAL '24 hours') AS c
     INNER JOIN alicia_session_stats_summaries AS s
         ON s.metric = c.metric AND s.hours = c.hours AND s.starts_at = c.starts_at AND s.stamp = c.stamp
-    WHERE (s.counted_values, s.sessions) <> (c.counted_values, c.sessions);
+    WHERE s.counted_values OPERATOR(pg_catalog.<>) c.counted_values OR s.sessions OPERATOR(pg_catalog.<>) c.sessions;
 END
 $function$;
 

@@ -12,7 +12,7 @@
 --     vacuum_age_hours             whole hours since the last VACUUM, manual or automatic; NULL if never, and for
 --                                  an index
 --     analyze_age_hours            the same for ANALYZE
---     days_to_summarize            days that summarize_days would summarize now; NULL for an index
+--     stale_summaries              days that summarize_days would summarize now; NULL for an index
 -- Reads: idx_session_stats_rollup
 --
 -- psql -f queries/table_health.sql
@@ -29,7 +29,7 @@ SELECT
     CASE
         WHEN t.relid IS NOT NULL
             THEN (SELECT COUNT(*) FROM alicia_session_stats_days_to_summarize(DATE_TRUNC('hour', NOW() AT TIME ZONE 'UTC')))
-    END AS days_to_summarize
+    END AS stale_summaries
 FROM pg_class AS c
 INNER JOIN pg_class AS r ON r.oid = 'alicia_session_stats'::REGCLASS
 LEFT JOIN pg_stat_all_tables AS t ON c.oid = t.relid AND t.relid = 'alicia_session_stats'::REGCLASS

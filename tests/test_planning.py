@@ -308,7 +308,7 @@ def test_today_and_the_first_sessions_own_day_are_left_out(still: Connection) ->
 
 INDEXES = ["alicia_session_stats_pkey", "idx_session_stats_conversation", "idx_session_stats_created_at"]
 HEALTH = ["object", "size_bytes", "rows", "dead_rows", "hot_pct", "index_scans", "vacuum_age_hours", "analyze_age_hours"]
-HEALTH += ["days_to_summarize"]
+HEALTH += ["stale_summaries"]
 
 
 def health(db: Connection) -> dict[str, dict[str, Any]]:
@@ -342,11 +342,11 @@ def test_days_wait_for_summarize_days_until_it_has_run_and_again_when_a_session_
 ) -> None:
     for days in (1, 2):
         insert(created_at=datetime.now(UTC).replace(tzinfo=None) - timedelta(days=days))
-    assert health(db)["alicia_session_stats"]["days_to_summarize"] == 2
+    assert health(db)["alicia_session_stats"]["stale_summaries"] == 2
     stats.query(db, "summarize_days")
-    assert health(db)["alicia_session_stats"]["days_to_summarize"] == 0
+    assert health(db)["alicia_session_stats"]["stale_summaries"] == 0
     db.execute("DELETE FROM alicia_session_stats WHERE created_at = (SELECT MIN(created_at) FROM alicia_session_stats)")
-    assert health(db)["alicia_session_stats"]["days_to_summarize"] == 1
+    assert health(db)["alicia_session_stats"]["stale_summaries"] == 1
 
 
 def test_analyze_counts_rows_and_index_entries_and_sets_its_age(db: Connection, insert: Callable[..., str]) -> None:

@@ -234,7 +234,7 @@ def test_ties_follow_the_collation_of_an_adopted_id(bare: Connection) -> None:
 # of two types.
 HOSTILE = [
     "date_bin(text, timestamp, text)", "date_bin(interval, timestamp, text)", "current_setting(varchar)",
-    "timestamp_hash(varchar)",
+    "timestamp_hash(varchar)", "array_agg(integer)", "date_trunc(varchar, timestamp)",
     "pg_try_advisory_xact_lock(integer, bigint)", "clock_timestamp(integer)", "row_security_active(varchar)", "nextval(text)",
     "nextval(varchar)", "timezone(varchar, timestamptz)", "now(integer)",
     "alicia_session_stats_add(timestamp, integer, bigint, bigint, bigint, bigint, boolean)",
@@ -242,7 +242,7 @@ HOSTILE = [
 ]  # fmt: skip
 OPERATORS = [("+", "numeric", "bigint"), ("*", "bigint", "numeric"), ("<", "float8", "bigint"), ("<>", "numeric", "integer"),
              ("%", "integer", "bigint"), (">=", "integer", "bigint"), ("=", "text", "varchar"), ("-", "bigint", "numeric"),
-             ("=", "tid", "text"), ("<", "bigint", "numeric"), (">", "numeric", "integer")]  # fmt: skip
+             ("<>", "integer[]", "integer[]"), ("=", "tid", "text"), ("<", "bigint", "numeric"), (">", "numeric", "integer")]  # fmt: skip
 
 
 def test_overload_in_public_is_not_called(db: Connection) -> None:
@@ -255,7 +255,7 @@ def test_overload_in_public_is_not_called(db: Connection) -> None:
             )
             db.execute(f"CREATE FUNCTION {signature} RETURNS {returns} {body}".encode())
         for symbol, left, right in OPERATORS:
-            function = f"trap_{left}_{right}_{ord(symbol[0])}_{len(symbol)}"
+            function = f"trap_{left}_{right}_{ord(symbol[0])}_{len(symbol)}".replace("[]", "s")
             returns = "numeric" if symbol in "+-*%" else "boolean"
             db.execute(f"CREATE FUNCTION {function}({left}, {right}) RETURNS {returns} {body}".encode())
             db.execute(f"CREATE OPERATOR {symbol} (FUNCTION = {function}, LEFTARG = {left}, RIGHTARG = {right})".encode())
@@ -272,7 +272,9 @@ def test_overload_in_public_is_not_called(db: Connection) -> None:
             db.execute("UPDATE alicia_session_stats SET message_count = message_count + 20 WHERE id = %s", [f"ass_{1 + n}"])
         db.execute("UPDATE alicia_session_stats SET created_at = created_at - INTERVAL '1 day', tool_call_count = 1")
         db.execute("DELETE FROM alicia_session_stats WHERE message_count < 3")
-        db.execute("SELECT FROM alicia_session_stats_repair()")
+        db.execute("SELECT FROM alicia_session_stats_repair(), alicia_session_stats_summarize()")
+        db.execute("SELECT FROM alicia_session_stats_wrong_summaries('-infinity', 'infinity')")
+        db.execute("SELECT FROM alicia_session_stats_days_to_summarize('infinity')")
         db.execute("TRUNCATE alicia_session_stats")
     finally:
         db.execute("RESET ROLE; DROP OWNED BY alicia_attacker CASCADE; DROP ROLE alicia_attacker")
