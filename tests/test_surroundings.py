@@ -242,7 +242,8 @@ HOSTILE = [
 ]  # fmt: skip
 OPERATORS = [("+", "numeric", "bigint"), ("*", "bigint", "numeric"), ("<", "float8", "bigint"), ("<>", "numeric", "integer"),
              ("%", "integer", "bigint"), (">=", "integer", "bigint"), ("=", "text", "varchar"), ("-", "bigint", "numeric"),
-             ("<>", "integer[]", "integer[]"), ("=", "tid", "text"), ("<", "bigint", "numeric"), (">", "numeric", "integer")]  # fmt: skip
+             ("<>", "integer[]", "integer[]"), ("=", "tid", "text"), ("<", "bigint", "numeric"),
+             (">", "numeric", "integer")]  # fmt: skip
 
 
 def test_overload_in_public_is_not_called(db: Connection) -> None:
