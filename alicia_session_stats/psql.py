@@ -25,7 +25,7 @@ def replace_by_psql(conninfo: str | None, arguments: Sequence[str]) -> NoReturn:
     program = shutil.which("psql") or (programs and shutil.which("psql", path=str(programs)))
     if program is None:
         raise SessionStatsError("psql is not installed: install PostgreSQL's client programs")
-    os.execve(program, ["psql", *arguments], {**os.environ, **environment})
+    os.execve(program, ["psql", "--set=ON_ERROR_STOP=1", *arguments], {**os.environ, **environment})
 
 
 def _libpq_environment(conninfo: str | None) -> dict[str, str]:

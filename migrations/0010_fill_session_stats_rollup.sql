@@ -159,50 +159,59 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_raise(TEXT, TEXT) IS
 'Private: raises an error with this SQLSTATE and message, for the named queries';
 
-CREATE OR REPLACE FUNCTION alicia_session_stats_parse_time(value TEXT) RETURNS TIMESTAMP
+CREATE OR REPLACE FUNCTION alicia_session_stats_parse_time(value TEXT, tz TEXT) RETURNS TIMESTAMP
 LANGUAGE plpgsql STABLE PARALLEL SAFE
--- A time without an offset is UTC; a date such as 1/2/2025, which can be read in two ways, is an error.
+-- A date such as 1/2/2025, which can be read in two ways, is an error.
 SET TimeZone = 'UTC'
 SET DateStyle = 'ISO, YMD'
 AS $function$
 DECLARE
-    parsed CONSTANT TIMESTAMP := value::TIMESTAMPTZ;
+    with_offset CONSTANT TIMESTAMP := value::TIMESTAMPTZ AT TIME ZONE 'UTC';
+    -- A cast to TIMESTAMP ignores an offset.
+    as_written TIMESTAMP := value::TIMESTAMP;
 BEGIN
-    IF NOT ISFINITE(parsed) THEN
+    IF NOT ISFINITE(with_offset) THEN
         RAISE EXCEPTION 'a time must be finite, not %', value USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    RETURN parsed;
+    -- An offset of zero, too, which the times do not tell.
+    IF with_offset <> as_written OR value ~* ':\d\d[\d.:]*\s*(?!am\M|pm\M)[a-z]|[-+]00(:?00)?\s*$|^\s*now\s*$' THEN
+        RETURN with_offset;
+    END IF;
+    IF value ~* '(today|yesterday|tomorrow)' THEN
+        as_written := as_written + ((NOW() AT TIME ZONE tz)::DATE - (NOW() AT TIME ZONE 'UTC')::DATE) * INTERVAL '1 day';
+    END IF;
+    RETURN (as_written AT TIME ZONE tz) AT TIME ZONE 'UTC';
 END
 $function$;
 
-COMMENT ON FUNCTION alicia_session_stats_parse_time(TEXT) IS
-'Private: a time as text, in UTC unless it carries an offset, whatever the session''s TimeZone';
+COMMENT ON FUNCTION alicia_session_stats_parse_time(TEXT, TEXT) IS
+'Private: a time as text, in the time zone tz unless it carries an offset, whatever the session''s TimeZone (UTC)';
 
 -- Both are inlined, so that "now" costs no call and the planner sees a time. PARALLEL SAFE, so that a query may use workers.
-CREATE OR REPLACE FUNCTION alicia_session_stats_utc(value TEXT) RETURNS TIMESTAMP
+CREATE OR REPLACE FUNCTION alicia_session_stats_utc(value TEXT, tz TEXT DEFAULT 'UTC') RETURNS TIMESTAMP
 LANGUAGE sql STABLE PARALLEL SAFE
 AS $function$
 SELECT
     CASE
         WHEN value = 'now' THEN NOW() AT TIME ZONE 'UTC'
-        ELSE alicia_session_stats_parse_time(value)
+        ELSE alicia_session_stats_parse_time(value, tz)
     END
 $function$;
 
-COMMENT ON FUNCTION alicia_session_stats_utc(TEXT) IS
+COMMENT ON FUNCTION alicia_session_stats_utc(TEXT, TEXT) IS
 'Private: the time that the parameter until of a query names (UTC)';
 
-CREATE OR REPLACE FUNCTION alicia_session_stats_window_end(value TEXT) RETURNS TIMESTAMP
+CREATE OR REPLACE FUNCTION alicia_session_stats_window_end(value TEXT, tz TEXT DEFAULT 'UTC') RETURNS TIMESTAMP
 LANGUAGE sql STABLE PARALLEL SAFE
 AS $function$
 SELECT
     CASE
         WHEN value = 'now' THEN NOW() AT TIME ZONE 'UTC'
-        ELSE LEAST(alicia_session_stats_parse_time(value), NOW() AT TIME ZONE 'UTC')
+        ELSE LEAST(alicia_session_stats_parse_time(value, tz), NOW() AT TIME ZONE 'UTC')
     END
 $function$;
 
-COMMENT ON FUNCTION alicia_session_stats_window_end(TEXT) IS
+COMMENT ON FUNCTION alicia_session_stats_window_end(TEXT, TEXT) IS
 'Private: where the window of a query ends: at until, or now if that is earlier (UTC)';
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_is_time_zone(tz TEXT) RETURNS BOOLEAN
@@ -465,9 +474,9 @@ BEGIN
         'FUNCTION alicia_session_stats_between(timestamp without time zone,timestamp without time zone)'
     );
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_raise(text,text)');
-    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_parse_time(text)');
-    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_utc(text)');
-    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_window_end(text)');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_parse_time(text,text)');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_utc(text,text)');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_window_end(text,text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_is_time_zone(text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_start(text,text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_differences()');

@@ -2,7 +2,7 @@
 --
 -- Purpose: user engagement
 -- Param days (integer, default 30): number of calendar days, that of until included.
--- Param until (timestamp, default now): where the last day ends; UTC unless it carries an offset. What is later than now
+-- Param until (timestamp, default now): where the last day ends; in tz unless it carries an offset. What is later than now
 --     is left out.
 -- Param tz (text, default UTC): time zone of the days, an IANA name such as Europe/Berlin.
 -- Returns: one row per day, oldest first. A user is active on a day on which a session of the user's begins.
@@ -37,9 +37,9 @@
 WITH asked AS (
     SELECT
         ((
-            (alicia_session_stats_utc(:'until') - INTERVAL '1 microsecond') AT TIME ZONE 'UTC'
+            (alicia_session_stats_utc(:'until', :'tz') - INTERVAL '1 microsecond') AT TIME ZONE 'UTC'
         ) AT TIME ZONE :'tz')::DATE AS last_day,
-        ((alicia_session_stats_window_end(:'until') AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS unfinished_day
+        ((alicia_session_stats_window_end(:'until', :'tz') AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS unfinished_day
     WHERE
         alicia_session_stats_is_time_zone(:'tz')
         AND CASE
@@ -89,8 +89,8 @@ active_days AS (
     FROM alicia_session_stats AS s
     INNER JOIN conversations AS c ON s.conversation_id = c.id
     WHERE
-        s.created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 30)
-        AND s.created_at < alicia_session_stats_window_end(:'until')
+        s.created_at >= alicia_session_stats_utc(:'until', :'tz') - MAKE_INTERVAL(days => :'days'::INTEGER + 30)
+        AND s.created_at < alicia_session_stats_window_end(:'until', :'tz')
 ),
 
 -- A subquery that looks each conversation up in the index: a join might read every session.
@@ -104,7 +104,7 @@ known_users AS (
             FROM alicia_session_stats AS s
             WHERE
                 s.conversation_id = c.id
-                AND s.created_at < alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 30)
+                AND s.created_at < alicia_session_stats_utc(:'until', :'tz') - MAKE_INTERVAL(days => :'days'::INTEGER + 30)
             LIMIT 1 -- noqa: AM09
         )
 ),

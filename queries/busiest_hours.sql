@@ -3,7 +3,7 @@
 -- Purpose: usage analytics
 -- Param days (integer, default 28): length of the window, in days of 24 hours; a multiple of 7 contains each hour
 --     of the week equally often.
--- Param until (timestamp, default now): end of the window; UTC unless it carries an offset. What is later than now is
+-- Param until (timestamp, default now): end of the window; in tz unless it carries an offset. What is later than now is
 --     left out.
 -- Param tz (text, default UTC): time zone of the hours, an IANA name such as Europe/Berlin.
 -- Returns: one row per hour of the day, 0 to 23.
@@ -32,7 +32,8 @@ WITH starts AS (
         EXTRACT(ISODOW FROM l.started_at) AS weekday,
         b.sessions
     FROM alicia_session_stats_between(
-        alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'), alicia_session_stats_window_end(:'until')
+        alicia_session_stats_utc(:'until', :'tz') - MAKE_INTERVAL(days => :'days'),
+        alicia_session_stats_window_end(:'until', :'tz')
     ) AS b
     -- In today's time zones an hour begins with a quarter of an hour.
     CROSS JOIN LATERAL (SELECT (b.bucket_start AT TIME ZONE 'UTC') AT TIME ZONE :'tz' AS started_at) AS l

@@ -2,7 +2,7 @@
 --
 -- Purpose: user engagement
 -- Param weeks (integer, default 8): number of cohorts, that of until included.
--- Param until (timestamp, default now): where the last week ends; UTC unless it carries an offset. What is later than now is
+-- Param until (timestamp, default now): where the last week ends; in tz unless it carries an offset. What is later than now is
 --     left out.
 -- Param tz (text, default UTC): time zone of the weeks, an IANA name such as Europe/Berlin.
 -- Returns: one row per cohort, oldest first. A cohort is the conversations whose first session ever begins in one week.
@@ -35,19 +35,19 @@
 WITH asked AS (
     SELECT
         DATE_TRUNC('week', (
-            (alicia_session_stats_utc(:'until') - INTERVAL '1 microsecond') AT TIME ZONE 'UTC'
+            (alicia_session_stats_utc(:'until', :'tz') - INTERVAL '1 microsecond') AT TIME ZONE 'UTC'
         ) AT TIME ZONE :'tz')::DATE AS last_week,
         DATE_TRUNC('week', (
-            (alicia_session_stats_window_end(:'until') - INTERVAL '1 microsecond') AT TIME ZONE 'UTC'
+            (alicia_session_stats_window_end(:'until', :'tz') - INTERVAL '1 microsecond') AT TIME ZONE 'UTC'
         ) AT TIME ZONE :'tz')::DATE AS last_begun_week,
         DATE_TRUNC('week', (
-            alicia_session_stats_window_end(:'until') AT TIME ZONE 'UTC'
+            alicia_session_stats_window_end(:'until', :'tz') AT TIME ZONE 'UTC'
         ) AT TIME ZONE :'tz')::DATE AS unfinished_week,
         -- Not earlier than the scan begins, since a time long ago has no equivalent in other time zones.
         (
             SELECT
                 (GREATEST(
-                    MIN(created_at), alicia_session_stats_utc(:'until') - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
+                    MIN(created_at), alicia_session_stats_utc(:'until', :'tz') - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
                 ) AT TIME ZONE 'UTC') AT TIME ZONE :'tz'
             FROM alicia_session_stats
             WHERE created_at > '-infinity'
@@ -74,13 +74,13 @@ active_weeks AS (
         DATE_TRUNC('week', (s.created_at AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS week
     FROM alicia_session_stats AS s
     WHERE
-        s.created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
-        AND s.created_at < alicia_session_stats_window_end(:'until')
+        s.created_at >= alicia_session_stats_utc(:'until', :'tz') - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
+        AND s.created_at < alicia_session_stats_window_end(:'until', :'tz')
         AND NOT EXISTS (
             SELECT FROM alicia_session_stats AS earlier
             WHERE
                 earlier.conversation_id = s.conversation_id
-                AND earlier.created_at < alicia_session_stats_utc(:'until') - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
+                AND earlier.created_at < alicia_session_stats_utc(:'until', :'tz') - MAKE_INTERVAL(weeks => :'weeks'::INTEGER + 1)
         )
 ),
 

@@ -3,7 +3,7 @@
 -- Purpose: resource planning
 -- Param days (integer, default 90): number of complete days to learn from, at most; the last one is the day before that
 --     of until.
--- Param until (timestamp, default now): end of the history; UTC unless it carries an offset. A time later than now means
+-- Param until (timestamp, default now): end of the history; in tz unless it carries an offset. A time later than now means
 --     now.
 -- Param horizon (integer, default 30): number of days ahead; the first one is the day after that of until.
 -- Param tz (text, default UTC): time zone of the days, an IANA name such as Europe/Berlin.
@@ -39,7 +39,7 @@ WITH history AS (
         CASE
             -- A time long ago has no equivalent in other time zones.
             WHEN
-                s.oldest_at < alicia_session_stats_window_end(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 2)
+                s.oldest_at < alicia_session_stats_window_end(:'until', :'tz') - MAKE_INTERVAL(days => :'days'::INTEGER + 2)
                 THEN :'days'::INTEGER
             -- The day of the first session is left out, since it is not complete.
             ELSE LEAST(
@@ -48,13 +48,13 @@ WITH history AS (
             )
         END AS days
     FROM (
-        SELECT ((alicia_session_stats_window_end(:'until') AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS today
+        SELECT ((alicia_session_stats_window_end(:'until', :'tz') AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS today
         WHERE alicia_session_stats_is_time_zone(:'tz')
     ) AS t
     CROSS JOIN (
         SELECT MIN(created_at) AS oldest_at
         FROM alicia_session_stats
-        WHERE created_at > '-infinity' AND created_at < alicia_session_stats_window_end(:'until')
+        WHERE created_at > '-infinity' AND created_at < alicia_session_stats_window_end(:'until', :'tz')
     ) AS s
 ),
 
@@ -65,9 +65,9 @@ daily AS (
         SUM(sessions) AS sessions,
         SUM(messages) AS messages
     FROM alicia_session_stats_between(
-        alicia_session_stats_window_end(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 2),
+        alicia_session_stats_window_end(:'until', :'tz') - MAKE_INTERVAL(days => :'days'::INTEGER + 2),
         (
-            DATE_TRUNC('day', (alicia_session_stats_window_end(:'until') AT TIME ZONE 'UTC') AT TIME ZONE :'tz')
+            DATE_TRUNC('day', (alicia_session_stats_window_end(:'until', :'tz') AT TIME ZONE 'UTC') AT TIME ZONE :'tz')
             AT TIME ZONE :'tz'
         ) AT TIME ZONE 'UTC'
     )

@@ -1,13 +1,13 @@
 -- The sessions of a window with their conversation, start, end and counts, newest first: an export.
 --
 -- Purpose: usage analytics
--- Param days (integer, default 7): length of the window, in days of 24 hours.
--- Param until (timestamp, default now): end of the window; UTC unless it carries an offset. What is later than now is
+-- Param days (integer, default 7): length of the window, in calendar days of tz.
+-- Param until (timestamp, default now): end of the window; in tz unless it carries an offset. What is later than now is
 --     left out.
 -- Param conversation_id (text, default all): only the sessions of this conversation.
 -- Param min_messages (integer, default 0): only sessions with so many messages or more.
 -- Param min_seconds (integer, default 0): only sessions of this duration or longer.
--- Param limit (integer, default 1000): number of sessions to return, at most.
+-- Param limit (text, default all): number of sessions to return, at most.
 -- Param tz (text, default UTC): time zone of the times, an IANA name such as Europe/Berlin.
 -- Returns: one row per session that begins in the window, newest first; of equals the larger id first.
 --     started_at, ended_at         first and last instant, in tz
@@ -40,7 +40,7 @@
 \endif
 \if :{?limit}
 \else
-\set limit 1000
+\set limit all
 \endif
 \if :{?tz}
 \else
@@ -57,14 +57,16 @@ WITH found AS (
         session_duration_seconds
     FROM alicia_session_stats
     WHERE
-        created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
-        AND created_at < alicia_session_stats_window_end(:'until')
+        created_at >= (
+            ((alicia_session_stats_utc(:'until', :'tz') AT TIME ZONE 'UTC') AT TIME ZONE :'tz') - MAKE_INTERVAL(days => :'days')
+        ) AT TIME ZONE :'tz' AT TIME ZONE 'UTC'
+        AND created_at < alicia_session_stats_window_end(:'until', :'tz')
         AND (:'conversation_id' = 'all' OR conversation_id = :'conversation_id')
         AND message_count >= :'min_messages'
         AND session_duration_seconds >= :'min_seconds'
         AND alicia_session_stats_is_time_zone(:'tz')
     ORDER BY created_at DESC, id DESC
-    LIMIT :'limit'
+    LIMIT NULLIF(:'limit', 'all')::BIGINT
 )
 
 SELECT

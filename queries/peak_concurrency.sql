@@ -2,7 +2,7 @@
 --
 -- Purpose: resource planning
 -- Param days (integer, default 14): number of calendar days, that of until included.
--- Param until (timestamp, default now): where the last day ends; UTC unless it carries an offset. What is later than now is
+-- Param until (timestamp, default now): where the last day ends; in tz unless it carries an offset. What is later than now is
 --     left out.
 -- Param tz (text, default UTC): time zone of the days, an IANA name such as Europe/Berlin.
 -- Returns: one row per day, oldest first. A session is open from its start up to, not including, its end.
@@ -31,9 +31,9 @@
 WITH asked AS (
     SELECT
         ((
-            (alicia_session_stats_utc(:'until') - INTERVAL '1 microsecond') AT TIME ZONE 'UTC'
+            (alicia_session_stats_utc(:'until', :'tz') - INTERVAL '1 microsecond') AT TIME ZONE 'UTC'
         ) AT TIME ZONE :'tz')::DATE AS last_day,
-        ((alicia_session_stats_window_end(:'until') AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS unfinished_day
+        ((alicia_session_stats_window_end(:'until', :'tz') AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS unfinished_day
     WHERE alicia_session_stats_is_time_zone(:'tz')
 ),
 
@@ -51,15 +51,15 @@ sessions AS (
     SELECT
         started_at,
         ended_at
-    FROM alicia_session_stats_open_at(alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 1))
+    FROM alicia_session_stats_open_at(alicia_session_stats_utc(:'until', :'tz') - MAKE_INTERVAL(days => :'days'::INTEGER + 1))
     UNION ALL
     SELECT
         created_at,
         created_at + MAKE_INTERVAL(secs => session_duration_seconds)
     FROM alicia_session_stats
     WHERE
-        created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'::INTEGER + 1)
-        AND created_at < alicia_session_stats_window_end(:'until')
+        created_at >= alicia_session_stats_utc(:'until', :'tz') - MAKE_INTERVAL(days => :'days'::INTEGER + 1)
+        AND created_at < alicia_session_stats_window_end(:'until', :'tz')
 ),
 
 changes AS (

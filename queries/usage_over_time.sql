@@ -4,7 +4,7 @@
 -- Param unit (text, default day): hour, day, week (from Monday) or month.
 -- Param days (integer, default 30): number of calendar days, that of until included. A week or month that has one of
 --     these days begins on its own first day.
--- Param until (timestamp, default now): where the last period ends; UTC unless it carries an offset. What is later than
+-- Param until (timestamp, default now): where the last period ends; in tz unless it carries an offset. What is later than
 --     now is left out.
 -- Param tz (text, default UTC): time zone of the periods, an IANA name such as Europe/Berlin.
 -- Param conversations (boolean, default true): false leaves out the conversations. Counting them reads every session
@@ -49,8 +49,8 @@ WITH ends AS (
             ELSE alicia_session_stats_raise('22023', 'unit must be hour, day, week or month')
         END AS unit,
         -- A microsecond is the resolution of created_at: where until is a midnight, the last day is the one before it.
-        alicia_session_stats_utc(:'until') - INTERVAL '1 microsecond' AS last_at,
-        alicia_session_stats_window_end(:'until') AS window_end
+        alicia_session_stats_utc(:'until', :'tz') - INTERVAL '1 microsecond' AS last_at,
+        alicia_session_stats_window_end(:'until', :'tz') AS window_end
     WHERE alicia_session_stats_is_time_zone(:'tz')
 ),
 
@@ -79,9 +79,9 @@ sums AS (
         SUM(b.seconds)::BIGINT AS seconds
     FROM asked AS a
     CROSS JOIN alicia_session_stats_between(
-        alicia_session_stats_utc(:'until')
+        alicia_session_stats_utc(:'until', :'tz')
         - MAKE_INTERVAL(days => :'days'::INTEGER + CASE :'unit' WHEN 'month' THEN 32 ELSE 8 END),
-        alicia_session_stats_window_end(:'until')
+        alicia_session_stats_window_end(:'until', :'tz')
     ) AS b
     GROUP BY period_start
 ),
@@ -109,9 +109,9 @@ active AS (
     FROM asked AS a
     CROSS JOIN alicia_session_stats AS s
     WHERE
-        s.created_at >= alicia_session_stats_utc(:'until')
+        s.created_at >= alicia_session_stats_utc(:'until', :'tz')
         - MAKE_INTERVAL(days => :'days'::INTEGER + CASE :'unit' WHEN 'month' THEN 32 WHEN 'week' THEN 8 ELSE 1 END)
-        AND s.created_at < alicia_session_stats_window_end(:'until')
+        AND s.created_at < alicia_session_stats_window_end(:'until', :'tz')
         AND :'conversations'::BOOLEAN
     GROUP BY period_start
 ),

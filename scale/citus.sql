@@ -228,7 +228,7 @@ BEGIN
     -- If the extension is newer than the migrations, the workers do not have these functions yet. Workers call them in the
     -- trigger and in the conditions of the named queries.
     PERFORM CREATE_DISTRIBUTED_FUNCTION(('alicia_session_stats_' || name)::REGPROCEDURE)
-    FROM UNNEST(ARRAY['bucket(timestamp)', 'parse_time(text)', 'utc(text)', 'window_end(text)', 'is_time_zone(text)']) AS name;
+    FROM UNNEST(ARRAY['bucket(timestamp)', 'parse_time(text,text)', 'utc(text,text)', 'window_end(text,text)', 'is_time_zone(text)']) AS name;
 
     CREATE TRIGGER rollup_session_stats_insert
     AFTER INSERT ON alicia_session_stats

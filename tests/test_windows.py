@@ -1,6 +1,6 @@
 """Every query with a window answers for a window in the past as it would have answered then."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -37,7 +37,7 @@ def without_ids(name: str, rows: Rows) -> Rows:
 
 def test_every_query_with_a_window_takes_its_end() -> None:
     sized = [name for name, query in QUERIES.items() if not query.writes and SIZES & {param.name for param in query.params}]
-    assert sorted(sized) == sorted(WINDOWED)
+    assert sorted(sized) == sorted([*WINDOWED, "sessions_before"])  # It counts all before an instant.
 
 
 @every_windowed
@@ -54,7 +54,7 @@ def test_window_in_the_past_is_answered_as_it_was_then(name: str, users: Connect
         size = {"weeks" if name == "conversation_retention" else "days": data.draw(st.integers(0, 30))}
         known = [each for each in drawn if each.created_at < until] if name in OPEN else drawn
         then = answer(users, name, known, until, zone, **tz, **size)
-        now = answer(users, name, drawn, until + later, zone, until=until, **tz, **size)
+        now = answer(users, name, drawn, until + later, zone, until=until.replace(tzinfo=UTC), **tz, **size)
         assert without_ids(name, now) == without_ids(name, then)
 
     check()
@@ -91,6 +91,36 @@ def test_end_is_utc_unless_it_carries_an_offset(until: str, zone: str, style: st
     load(still, [Session(noon - INSTANT), Session(noon)])
     [row] = stats.query(still, "usage_change", until=until, conversations=False)[:1]
     assert (row["this_period"], row["previous_period"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("until", "utc"),
+    [
+        ("2024-03-31", datetime(2024, 3, 30, 23)),
+        ("2024-04-01", datetime(2024, 3, 31, 22)),
+        ("2024-04-01 9:00 PM", datetime(2024, 4, 1, 19)),
+        ("2024-04-01T09:00+05:45", datetime(2024, 4, 1, 3, 15)),
+        ("2024-04-01T09:00Z", datetime(2024, 4, 1, 9)),
+        ("2024-01-01 09:00 Europe/London", datetime(2024, 1, 1, 9)),
+    ],
+)
+def test_end_is_in_the_time_zone_of_the_query(until: str, utc: datetime, still: Connection) -> None:
+    still.execute("SET LOCAL TimeZone = 'America/New_York'")
+    assert scalar(still, "SELECT alicia_session_stats_utc(%s, 'Europe/Berlin')", until) == utc
+    load(still, [Session(utc - INSTANT), Session(utc)])
+    assert len(stats.query(still, "list_sessions", until=until, tz="Europe/Berlin")) == 1
+
+
+def test_today_begins_in_the_time_zone_of_the_query(still: Connection) -> None:
+    for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago"):  # At every instant at least one has another date than UTC.
+        midnight = scalar(still, f"SELECT (NOW() AT TIME ZONE '{zone}')::DATE::TIMESTAMP AT TIME ZONE '{zone}' AT TIME ZONE 'UTC'")
+        assert scalar(still, f"SELECT alicia_session_stats_utc('today', '{zone}')") == midnight
+
+
+def test_days_of_a_list_are_calendar_days_where_clocks_change(still: Connection) -> None:
+    first = datetime(2024, 2, 29, 23)  # March begins in Berlin.
+    load(still, [Session(first - INSTANT), Session(first), Session(datetime(2024, 3, 31, 21, 59))])
+    assert len(stats.query(still, "list_sessions", days=31, until="2024-04-01", tz="Europe/Berlin")) == 2
 
 
 @pytest.mark.parametrize(
