@@ -5,7 +5,8 @@
 -- Returns: one row. delete_sessions_before would delete these sessions.
 --     sessions                     sessions that began before that instant
 --     share_pct                    percent of all sessions; NULL when there is none
---     oldest, newest               when the oldest and the newest of them began (UTC); NULL when there is none
+--     oldest, newest               when the oldest and the newest of them began (UTC), of those since the year 1; NULL when
+--                                  there is none
 -- Reads: idx_session_stats_rollup, idx_session_stats_created_at
 --
 -- psql -v days=400 -f queries/sessions_before.sql
@@ -28,11 +29,11 @@ SELECT
     (
         SELECT MIN(created_at)
         FROM alicia_session_stats
-        WHERE created_at < NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
+        WHERE created_at >= '0001-01-01' AND created_at < NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
     ) AS oldest,
     (
         SELECT MAX(created_at)
         FROM alicia_session_stats
-        WHERE created_at < NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
+        WHERE created_at >= '0001-01-01' AND created_at < NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'days')
     ) AS newest
 FROM counted;

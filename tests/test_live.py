@@ -452,7 +452,7 @@ def test_attach_fills_in_what_was_there(app: Connection) -> None:
 def test_attach_beside_writers_misses_nothing(app: Connection, isolation: str) -> None:
     fill(app)
     conninfo = conninfo_of(app)
-    app.execute(f"ALTER DATABASE alicia_migrated SET default_transaction_isolation = '{isolation}'".encode())
+    app.execute(f"ALTER DATABASE {app.info.dbname} SET default_transaction_isolation = '{isolation}'".encode())
     with ThreadPoolExecutor(8) as pool:
         running = [pool.submit(work, conninfo, number, 150, True) for number in range(4)]
         for _ in range(3):
@@ -704,7 +704,7 @@ def fill(db: Connection) -> None:
     for chat in CHATS:
         for number in range(12):
             db.execute(INSERT, [chat, START + number * timedelta(minutes=25)])
-    db.execute("ALTER DATABASE alicia_migrated SET deadlock_timeout = '50ms'")
+    db.execute(f"ALTER DATABASE {db.info.dbname} SET deadlock_timeout = '50ms'".encode())
 
 
 def write(connection: Connection, random: Random, statement: str, chat: str) -> None:
@@ -789,7 +789,7 @@ def test_eight_writers_of_one_conversation_a_transaction_do_not_deadlock(live: C
 
 def test_order_of_message_and_conversation_does_not_matter(live: Connection) -> None:
     """One transaction updates the conversation and then writes a message, another does the reverse."""
-    live.execute("ALTER DATABASE alicia_migrated SET deadlock_timeout = '50ms'")
+    live.execute(f"ALTER DATABASE {live.info.dbname} SET deadlock_timeout = '50ms'".encode())
     statements = [("UPDATE alicia_conversations SET title = title || 'x' WHERE id = %s", ["ac_1"]), (INSERT, ["ac_1", START])]
 
     def run(in_order: list[Any]) -> None:

@@ -562,7 +562,8 @@ def test_a_time_zone_that_does_not_exist_is_a_wrong_option(loaded: str, tmp_path
 
 def test_a_role_that_may_not_run_one_query_gets_the_others(browser: Browser, loaded: str, tmp_path: Path) -> None:
     role = f"alicia_report_{os.getpid()}"
-    tables = "alicia_session_stats, alicia_session_stats_parts, alicia_session_stats_quarter_hours"
+    views = ("parts", "quarter_hours", "stamps", "value_summaries")
+    tables = ", ".join(["alicia_session_stats", *(f"alicia_session_stats_{view}" for view in views)])
     with psycopg.connect(loaded, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {role} LOGIN; GRANT SELECT ON {tables} TO {role}".encode())
         try:

@@ -476,7 +476,7 @@ def test_random_histories_in_hostile_surroundings_are_exact(bare: Connection, ow
         load(repairing, 30, messages="n % 20", prefix="new_")
         with repairing.transaction():
             restore_data(repairing, random.Random(1))
-        assert_exact(repairing, 3)
+        assert_exact(repairing, 1)  # The restore deletes sessions of the short list.
         bypass(repairing, random.Random(1))
         repairing.execute("UPDATE alicia_session_stats SET session_duration_seconds = 1")
         with ExitStack() as stack:

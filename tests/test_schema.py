@@ -66,9 +66,12 @@ def test_relations_are_exactly_the_documented_ones(db: Connection) -> None:
         ("alicia_session_stats_parts", "v"),
         ("alicia_session_stats_quarter_hours", "v"),
         ("alicia_session_stats_rollup", "r"),
+        ("alicia_session_stats_stamps", "v"),
+        ("alicia_session_stats_summaries", "r"),
         ("alicia_session_stats_top_candidates", "r"),
         ("alicia_session_stats_top_cutoff", "r"),
         ("alicia_session_stats_top_sessions", "v"),
+        ("alicia_session_stats_value_summaries", "v"),
     ]
 
 
@@ -161,6 +164,7 @@ def test_triggers_are_enabled_and_stamp_updated_at_and_keep_the_rollup(db: Conne
         "FROM pg_trigger WHERE NOT tgisinternal ORDER BY tgname",
     )
     assert triggers == [
+        ("restore_session_stats_rollup", "BEFORE INSERT", "O"),
         ("rollup_session_stats_delete", "AFTER DELETE", "O"),
         ("rollup_session_stats_insert", "AFTER INSERT", "O"),
         ("rollup_session_stats_truncate", "AFTER TRUNCATE", "O"),
@@ -177,11 +181,13 @@ def test_functions_with_the_owners_rights_are_known_and_fix_their_search_path(db
     )
     search_path = "search_path=pg_catalog, public, pg_temp"
     assert functions == [
+        ("alicia_session_stats_days_to_summarize", search_path, True),
         ("alicia_session_stats_differences", search_path, True),
         ("alicia_session_stats_missing_candidates", search_path, True),
         ("alicia_session_stats_on_insert_or_delete", search_path, False),
         ("alicia_session_stats_on_truncate", search_path, False),
         ("alicia_session_stats_on_update", search_path, False),
+        ("alicia_session_stats_wrong_summaries", search_path, True),
     ]
 
 

@@ -416,7 +416,7 @@ def test_repair_names_the_transaction_that_it_cannot_wait_for(db: Connection, an
 def test_migrate_names_the_transaction_that_it_cannot_wait_for(
     db: Connection, another: Callable[..., Connection], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stats.rollback(conninfo_of(db), steps=2)
+    stats.rollback(conninfo_of(db), steps=4)
     db.execute(SESSIONS.format(20).encode())
     monkeypatch.setattr("alicia_session_stats.migrator.PATIENCE", 0)
     caplog.set_level("INFO")
