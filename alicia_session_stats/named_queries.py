@@ -186,7 +186,9 @@ def _explained(
         message += f". The query reads tables of the application: see query {query.name} --help"
     elif isinstance(error, errors.UndefinedTable | errors.UndefinedFunction | errors.UndefinedColumn):
         message += ". If this database is migrated, the role lacks USAGE on its schema; else run migrate"
-    elif isinstance(error, errors.FeatureNotSupported | errors.InvalidColumnReference) and "raise(" not in (error.diag.context or ""):
+    elif "alicia_session_stats_raise" in (error.diag.context or ""):
+        pass  # The query's own words.
+    elif isinstance(error, errors.FeatureNotSupported | errors.InvalidColumnReference):
         message += ". If the table is distributed with Citus, scale/README.md says what to use instead"
     kind = UsageError if isinstance(error, psycopg.DataError) else SessionStatsError
     return kind(message, error.sqlstate)

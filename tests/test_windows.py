@@ -113,7 +113,8 @@ def test_end_is_in_the_time_zone_of_the_query(until: str, utc: datetime, still: 
 
 def test_today_begins_in_the_time_zone_of_the_query(still: Connection) -> None:
     for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago"):  # At every instant at least one has another date than UTC.
-        midnight = scalar(still, f"SELECT (NOW() AT TIME ZONE '{zone}')::DATE::TIMESTAMP AT TIME ZONE '{zone}' AT TIME ZONE 'UTC'")
+        date = f"(NOW() AT TIME ZONE '{zone}')::DATE::TIMESTAMP"
+        midnight = scalar(still, f"SELECT {date} AT TIME ZONE '{zone}' AT TIME ZONE 'UTC'")
         assert scalar(still, f"SELECT alicia_session_stats_utc('today', '{zone}')") == midnight
 
 

@@ -20,7 +20,7 @@ COLOURS = {
     "weekly": "var(--middle)",
     "daily": "var(--mean)",
 }
-MONTHS = {"format": "%-d %b", "tickCount": 4}
+MONTHS: Spec = {"format": "%-d %b", "tickCount": 4}
 DAYS: Spec = {"labelExpr": "utcFormat(toDate(datum.value), '%-d %b')", "labelOverlap": True, "labelSeparation": 10}
 PERCENTILES = {"median": "p50", "90th percentile": "p90", "95th percentile": "p95"}
 Layers = dict[str, Spec]  # By their name in the key.
