@@ -12,6 +12,7 @@
 --     a call that is late or repeated does no harm.
 --     A session that the conversation does not have is an error (SQLSTATE 23503), as a missing conversation is in
 --     start_session.
+--     A negative number is an error (SQLSTATE 22023), and nothing is changed.
 -- Reads: alicia_session_stats_pkey
 --
 -- psql -v session_id=ass_xxx -v conversation_id=ac_xxx -v messages=2 -v seconds=40 -f queries/record_totals.sql
@@ -43,12 +44,15 @@ WITH recorded AS (
 )
 
 SELECT
-    COALESCE(
-        r.id,
-        alicia_session_stats_raise(
-            '23503', 'session ' || asked.session_id || ' does not exist in conversation ' || asked.conversation_id
-        )
-    ) AS id,
+    CASE
+        WHEN LEAST(0, :'messages', :'tool_calls', :'memories', :'seconds') < 0
+            THEN alicia_session_stats_raise('22023', 'messages, tool_calls, memories and seconds must not be negative')
+        WHEN r.id IS NULL
+            THEN alicia_session_stats_raise(
+                '23503', 'session ' || asked.session_id || ' does not exist in conversation ' || asked.conversation_id
+            )
+        ELSE r.id
+    END AS id,
     r.conversation_id,
     r.message_count,
     r.tool_call_count,

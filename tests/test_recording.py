@@ -239,6 +239,35 @@ def test_count_beyond_the_integer_maximum_is_one_clear_error_and_changes_nothing
     assert run(db, "record_activity", conversation_id="ac_1", session_id=session, **{name: 5})[COUNTERS[name]] == MAXIMUM
 
 
+@pytest.mark.parametrize("name", ["record_activity", "record_totals"])
+@pytest.mark.parametrize("param", COUNTERS)
+def test_psql_refuses_a_negative_number_and_changes_nothing(name: str, param: str, db: Connection, insert: Insert) -> None:
+    session = insert(**dict.fromkeys(COUNTERS.values(), 5))
+    before, file = table(db), ROOT / "queries" / f"{name}.sql"
+    given = ["-v", f"session_id={session}", "-v", "conversation_id=ac_1", *(f"-v{each}=1" for each in COUNTERS if each != param)]
+    for amount in (-1, -6):
+        done = psql(conninfo_of(db), "-v", "VERBOSITY=verbose", *given, "-v", f"{param}={amount}", "-f", file)
+        assert (done.returncode, done.stdout) == (3, "")
+        if amount == -6 and name == "record_activity":  # The sum is negative, which the CHECK constraint refuses first.
+            assert "ERROR:  23514: " in done.stderr
+        else:
+            assert "ERROR:  22023: messages, tool_calls, memories and seconds must not be negative\n" in done.stderr
+    assert table(db) == before
+
+
+def test_session_that_changed_after_the_snapshot_is_a_serialization_failure(db: Connection, insert: Insert) -> None:
+    given: dict[str, Any] = {"conversation_id": "ac_1", "session_id": insert()}
+    with psycopg.connect(conninfo_of(db)) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.execute("SELECT 1")
+        run(db, "record_totals", **given, messages=2)
+        with pytest.raises(stats.SessionStatsError) as raised:
+            run(connection, "record_totals", **given, messages=3)
+        assert raised.value.sqlstate == "40001"
+        connection.rollback()
+        assert run(connection, "record_totals", **given, messages=3)["message_count"] == 3
+
+
 def test_psql_starts_and_records_alike(db: Connection) -> None:
     db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
     done = psql(conninfo_of(db), "-Atq", "-v", "conversation_id=ac_1", "-f", ROOT / "queries/start_session.sql")
