@@ -490,7 +490,7 @@ def test_purge_deletes_batch_by_batch_each_in_its_own_transaction(db: Connection
         CREATE TRIGGER note_batch AFTER DELETE ON alicia_session_stats REFERENCING OLD TABLE AS deleted
         FOR EACH STATEMENT EXECUTE FUNCTION note_batch();
     """)
-    done = purge(conninfo_of(db), "--days", "30", "--batch", "100")
+    done = purge(conninfo_of(db), "--days", "30", "--batch", "100", "--yes")
     assert (done.returncode, done.stdout) == (0, "")
     assert "201 sessions deleted" in done.stderr
     assert [row[0] for row in table(db)] == [young]
@@ -503,7 +503,7 @@ def test_purge_fails_when_sessions_remain_that_are_being_written(db: Connection,
     written, *_ = [insert(created_at="2020-01-01") for _ in range(3)]
     with psycopg.connect(conninfo_of(db)) as writer:
         run(writer, "record_activity", conversation_id="ac_1", session_id=written, messages=1)
-        done = purge(conninfo_of(db), "--days", "30")
+        done = purge(conninfo_of(db), "--days", "30", "--yes")
     assert done.returncode == 1
     assert "some old sessions remain" in done.stderr.splitlines()[-1]
     assert [row[0] for row in table(db)] == [written]
