@@ -15,7 +15,7 @@ from alicia_session_stats.database import READING, WRITING, Connection, SessionS
 from alicia_session_stats.output import Column
 from alicia_session_stats.query_files import Query, bind, find_query
 
-DEFAULT_TIMEOUT = 30  # Seconds, on a connection of its own.
+DEFAULT_TIMEOUT, LONGEST_TIMEOUT = 30, 2_147_483  # Seconds. The server takes an INTEGER of milliseconds.
 # Sets these until the end of the transaction, and returns what they were. Large windows are read faster without JIT
 # compilation, and the text of a time must not depend on the role's DateStyle.
 SETTINGS = """
@@ -47,7 +47,7 @@ def query(target: Target, name: str, /, *, timeout: float | None = None, **param
         The rows as dicts, column name to value.
 
     Raises:
-        UsageError: there is no such query, or a parameter is missing, unknown or not of its type.
+        UsageError: there is no such query, or a parameter is missing, unknown or not of its type, as is the timeout.
         SessionStatsError: the server refused the query, or it took too long.
     """
     return run(target, find_query(name), params, _dicts, timeout=timeout)
@@ -57,9 +57,10 @@ async def query_async(
     connection: AsyncConnection, name: str, /, *, timeout: float | None = None, **params: object
 ) -> list[dict[str, Any]]:
     """Run a named query on an open async connection. Arguments, result and errors are those of query()."""
-    _check_type(connection, psycopg.AsyncConnection, "query_async takes an open psycopg.AsyncConnection")
+    _check_type(connection, psycopg.AsyncConnection, "query_async takes an open psycopg.AsyncConnection", "async with")
     query = find_query(name)
     values = bind(query, params)
+    _check_timeout(timeout)
     statement = query.statement.encode()
     try:
         cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
@@ -87,10 +88,11 @@ def run(
 ) -> Result:
     """Run a query, or with the prefix `explain` its EXPLAIN, and read its result. Arguments and errors are those of query()."""
     values = bind(query, params)
+    _check_timeout(timeout)
     statement = explain.encode() + query.statement.encode()
     if isinstance(target, psycopg.Connection):
         return _execute(target, query, statement, values, read, timeout)
-    _check_type(target, str | None, "query takes a conninfo, None or an open psycopg.Connection")
+    _check_type(target, str | None, "query takes a conninfo, None or an open psycopg.Connection", "with")
     with connect(target) as connection:
         connection.read_only = not query.writes
         return _execute(connection, query, statement, values, read, DEFAULT_TIMEOUT if timeout is None else timeout)
@@ -161,9 +163,14 @@ def _texts(cursor: Cursor) -> tuple[list[Column], list[list[str | None]]]:
     return columns, [[None if cell is None else cell.decode(encoding) for cell in row] for row in cells]
 
 
-def _check_type(given: object, expected: Any, message: str) -> None:
+def _check_type(given: object, expected: Any, takes: str, opens: str) -> None:
     if not isinstance(given, expected):
-        raise UsageError(f"{message}, not a {type(given).__name__}. From a pool: with pool.connection() as connection")
+        raise UsageError(f"{takes}, not a {type(given).__name__}. From a pool: {opens} pool.connection() as connection")
+
+
+def _check_timeout(timeout: object) -> None:
+    if timeout is not None and not (isinstance(timeout, int | float) and 0 <= timeout <= LONGEST_TIMEOUT):
+        raise UsageError(f"timeout must be a number of seconds, from 0 to {LONGEST_TIMEOUT}, not {timeout!r}")
 
 
 def _is_outside_transaction(connection: Connection | AsyncConnection) -> bool:

@@ -27,6 +27,12 @@ PAGE = (ROOT / "docs" / "applications.md").read_text()
 # Values for the parameters without a default, and for those that write.
 GIVEN = {"messages": "2", "days": "400", "since_days": "30"}
 EVERY = sorted(stats.queries())
+# The application's table on the page, with a message of the session that the test starts.
+MESSAGES = """
+    CREATE TABLE messages (id TEXT PRIMARY KEY, session_id TEXT, text TEXT, sent_at TIMESTAMPTZ DEFAULT NOW());
+    INSERT INTO messages VALUES ('message_1', 'mine', 'Hi', NOW() - INTERVAL '40 seconds');
+"""
+STORED = ["message_1", "message_2", "message_3"]
 MISSING = [("start_session", "conversation_id"), ("record_activity", "session_id")]
 
 
@@ -76,19 +82,52 @@ def block(language: str) -> str:
     return code
 
 
-def test_the_pages_service_with_an_async_pool_runs_as_printed(db: Database, given: dict[str, str]) -> None:
+@pytest.mark.usefixtures("given")
+def test_the_pages_service_with_an_async_pool_keeps_every_message_and_counts_none_twice(
+    db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
     page: dict[str, Any] = {"DATABASE_URL": conninfo_of(db)}
+    db.execute(MESSAGES.encode())
     exec(block("python"), page)
     app = SimpleNamespace(state=SimpleNamespace())
 
     async def serve() -> list[dict[str, Any]]:
         async with page["lifespan"](app):
-            session = await page["start"](app.state.pool, given["conversation_id"])
-            await page["reply"](app.state.pool, session, given["conversation_id"], 40)
+            for _ in range(2):
+                await page["start"](app.state.pool, "ac_1", "mine")
+                await page["reply"](app.state.pool, "ac_1", "mine", "message_2", "Hello")
+            await page["reply"](app.state.pool, "ac_1", "nothing", "message_3", "Hello")
             return await page["usage"](app.state.pool)
 
     usage = {row["metric"]: row["this_period"] for row in asyncio.run(serve())}
-    assert (usage["sessions"], usage["messages"], usage["seconds"]) == (2, 5, 40)
+    assert (usage["sessions"], usage["messages"]) == (2, 5)
+    assert 40 <= usage["seconds"] < 100
+    assert [message for (message,) in db.execute("SELECT id FROM messages ORDER BY id")] == STORED
+    assert caplog.messages == ["session nothing is not recorded"]
+
+
+@pytest.mark.parametrize("timeout", ["5", -1, float("nan"), float("inf"), 2_147_484])
+def test_a_timeout_that_is_no_number_of_seconds_is_one_clear_usage_error(db: Database, timeout: Any) -> None:
+    async def ask() -> None:
+        async with await psycopg.AsyncConnection.connect(conninfo_of(db)) as connection:
+            await stats.query_async(connection, "average_session_metrics", timeout=timeout)
+
+    said = re.escape(f"timeout must be a number of seconds, from 0 to 2147483, not {timeout!r}")
+    for target in (db, conninfo_of(db)):
+        with pytest.raises(stats.UsageError, match=f"^{said}$"):
+            stats.query(target, "average_session_metrics", timeout=timeout)
+    with pytest.raises(stats.UsageError, match=f"^{said}$"):
+        asyncio.run(ask())
+
+
+def test_a_target_of_another_type_is_told_how_to_open_one_of_the_right_type(db: Database) -> None:
+    async def ask(target: Any) -> None:
+        await stats.query_async(target, "average_session_metrics", timeout=2_147_483)
+
+    with pytest.raises(stats.UsageError, match=r"AsyncConnection, not a str. From a pool: async with pool"):
+        asyncio.run(ask(conninfo_of(db)))
+    with pytest.raises(stats.UsageError, match=r"Connection, not a int. From a pool: with pool"):
+        stats.query(5, "average_session_metrics")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -232,14 +271,19 @@ def test_node_postgres_tells_what_is_missing_by_one_sqlstate(db: Database, node:
     assert node_postgres(node, db, asked) == dict.fromkeys(("start_session", "record_activity"), "23503")
 
 
-def test_the_pages_node_service_runs_as_printed(db: Database, given: dict[str, str], node: Path) -> None:
-    [command] = re.findall(r"^alicia-session-stats (.*) > record_activity.sql", block("sh"), re.M)
-    (node / "record_activity.sql").write_text(cli(*command.split()).stdout)
+@pytest.mark.usefixtures("given")
+def test_the_pages_node_service_keeps_every_message_and_counts_none_twice(db: Database, node: Path) -> None:
+    db.execute(MESSAGES.encode())
+    for command, file in re.findall(r"^alicia-session-stats (.*) > (.*)", block("sh"), re.M):
+        (node / file).write_text(cli(*command.split()).stdout)
     calls = """
         (async () => {
-          const rows = [await record(process.argv[1], "ac_1", 2, 40), await record("nothing", "ac_1", 2, 40)];
+          for (const _ of [1, 2]) {
+            await start("ac_1", "mine");
+            await reply("ac_1", "mine", "message_2", "Hello");
+          }
+          await reply("ac_1", "nothing", "message_3", "Hello");
           await pool.end();
-          console.log(JSON.stringify(rows));
         })();
     """
     info = db.info
@@ -252,7 +296,7 @@ def test_the_pages_node_service_runs_as_printed(db: Database, given: dict[str, s
         "PGDATABASE": info.dbname,
     }
     done = subprocess.run(
-        ["node", "-e", block("js") + calls, given["session_id"]],
+        ["node", "-e", block("js") + calls],
         cwd=node,
         env=environment,
         capture_output=True,
@@ -261,10 +305,12 @@ def test_the_pages_node_service_runs_as_printed(db: Database, given: dict[str, s
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    recorded, nothing = json.loads(done.stdout)
-    assert (recorded["message_count"], recorded["session_duration_seconds"], nothing) == (5, 40, None)
+    assert done.stderr.startswith("session nothing is not recorded: 23503 ")
+    recorded = db.execute("SELECT message_count, session_duration_seconds >= 40 FROM alicia_session_stats WHERE id = 'mine'")
+    assert recorded.fetchone() == (2, True)
+    assert [message for (message,) in db.execute("SELECT id FROM messages ORDER BY id")] == STORED
 
 
 def test_the_page_numbers_the_parameters_as_the_statement_does() -> None:
-    expected = ", ".join(f"${n} {param.name}" for n, param in enumerate(stats.queries()["record_activity"].params, 1))
-    assert re.findall(r"^// (\$1 .*)", PAGE, re.M) == [expected, expected]
+    expected = ", ".join(f"${n} {param.name}" for n, param in enumerate(stats.queries()["record_totals"].params, 1))
+    assert re.findall(r"// (\$1 session_id.*)", PAGE) == [expected, expected]
