@@ -38,6 +38,9 @@ BEGIN
     ELSIF TO_REGPROCEDURE('alicia_session_stats_attached_gap()') IS NULL THEN
         RAISE EXCEPTION 'this database is not migrated, or not by this release'
             USING ERRCODE = 'undefined_function', HINT = 'Run migrate, then attach.';
+    ELSIF TO_REGCLASS('alicia_session_stats_undistributed') IS NOT NULL THEN
+        RAISE EXCEPTION 'alicia_session_stats is distributed over the workers of a Citus cluster, where live recording does not work'
+            USING ERRCODE = 'feature_not_supported', HINT = 'scale/README.md says what to use instead.';
     ELSIF alicia_session_stats_attached_gap() <> gap::INTEGER THEN
         RAISE EXCEPTION 'sessions are recorded live with a gap of % minutes already', alicia_session_stats_attached_gap()
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Run detach first.';

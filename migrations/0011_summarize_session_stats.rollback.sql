@@ -5,15 +5,6 @@
 -- Rollback: no session is lost. Queries that read value counts no longer run.
 SET LOCAL lock_timeout = '500ms';
 
-DO $migration$
-BEGIN
-    IF TO_REGCLASS('alicia_session_stats_undistributed') IS NOT NULL THEN
-        RAISE EXCEPTION 'alicia_session_stats is distributed over the workers of a Citus cluster'
-            USING HINT = 'Nothing was changed. Run scale/citus.rollback.sql first.';
-    END IF;
-END
-$migration$;
-
 SELECT alicia_session_stats_drop('FUNCTION alicia_session_stats_' || name)
 FROM UNNEST(ARRAY[
     'wrong_summaries(timestamp without time zone,timestamp without time zone)',

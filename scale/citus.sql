@@ -35,6 +35,7 @@ DO $scale$
 DECLARE
     primary_key CONSTANT TEXT := 'CONSTRAINT alicia_session_stats_pkey ON alicia_session_stats';
     readers TEXT;
+    referring TEXT;
     colocated TEXT;
     statement TEXT;
 BEGIN
@@ -42,11 +43,15 @@ BEGIN
         RAISE EXCEPTION 'this database has no Citus'
             USING HINT = 'CREATE EXTENSION citus; then citus_set_coordinator_host(), and citus_add_node() for each worker.';
     END IF;
-    IF TO_REGCLASS('alicia_session_stats_top_sessions') IS NULL THEN
-        RAISE EXCEPTION 'this database is not migrated' USING HINT = 'Run migrate first.';
+    IF TO_REGPROCEDURE('alicia_session_stats_attached_gap()') IS NULL THEN
+        RAISE EXCEPTION 'this database is not migrated, or not by this release' USING HINT = 'Run migrate first.';
     END IF;
     IF EXISTS (SELECT FROM alicia_session_stats_owned_objects WHERE object = 'TABLE alicia_session_stats_undistributed') THEN
         RETURN;
+    END IF;
+    IF alicia_session_stats_attached_gap() IS NOT NULL THEN
+        RAISE EXCEPTION 'sessions are recorded live, which does not work on Citus'
+            USING HINT = 'Run detach first, and let the application record. The sessions stay.';
     END IF;
     IF NOT CURRENT_SETTING('alicia_session_stats.without_workers')::BOOLEAN
         AND NOT EXISTS (SELECT FROM pg_dist_node WHERE noderole = 'primary' AND isactive AND shouldhaveshards AND groupid > 0)
@@ -57,6 +62,15 @@ BEGIN
     IF (SELECT relrowsecurity FROM pg_class WHERE oid = 'alicia_session_stats'::REGCLASS) THEN
         RAISE EXCEPTION 'alicia_session_stats has row-level security, and on Citus its readers would read sums of every session'
             USING HINT = 'Workers check the privileges of the reader, who must be granted SELECT on the sums themselves.';
+    END IF;
+    -- A local table's foreign key would look for the conversations on the coordinator, where there are none any more.
+    SELECT STRING_AGG(DISTINCT c.conrelid::REGCLASS::TEXT, ', ') INTO referring
+    FROM pg_constraint AS c
+    WHERE c.contype = 'f' AND c.confrelid = 'alicia_conversations'::REGCLASS AND c.conrelid <> 'alicia_session_stats'::REGCLASS
+        AND NOT EXISTS (SELECT FROM pg_dist_partition AS p WHERE p.logicalrelid = c.conrelid AND p.partmethod = 'h');
+    IF referring IS NOT NULL THEN
+        RAISE EXCEPTION 'foreign keys link tables that are not distributed to alicia_conversations: %', referring
+            USING HINT = 'Distribute alicia_conversations and these by the conversation, or drop their foreign keys.';
     END IF;
     -- The views first, as their readers do: a reader that holds a view and waits for its table would deadlock with the
     -- replacement of the view, after every row was moved. LOCK TABLE also locks what a view reads, down to the tables.
@@ -228,7 +242,10 @@ BEGIN
     -- If the extension is newer than the migrations, the workers do not have these functions yet. Workers call them in the
     -- trigger and in the conditions of the named queries.
     PERFORM CREATE_DISTRIBUTED_FUNCTION(('alicia_session_stats_' || name)::REGPROCEDURE)
-    FROM UNNEST(ARRAY['bucket(timestamp)', 'parse_time(text,text)', 'utc(text,text)', 'window_end(text,text)', 'is_time_zone(text)']) AS name;
+    FROM UNNEST(ARRAY[
+        'bucket(timestamp)', 'raise(text,text)', 'parse_time(text,text)', 'utc(text,text)', 'window_end(text,text)',
+        'is_time_zone(text)'
+    ]) AS name;
 
     CREATE TRIGGER rollup_session_stats_insert
     AFTER INSERT ON alicia_session_stats
@@ -317,6 +334,7 @@ BEGIN
     CREATE OR REPLACE FUNCTION alicia_session_stats_repair() RETURNS TABLE (object TEXT, corrections BIGINT)
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
+    SET lock_timeout = 500
     AS $function$
     BEGIN
         IF CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%' THEN

@@ -23,7 +23,6 @@ SCALE = ROOT / "scale"
 ROWS = 3000
 WRITERS = 8
 LOCAL = {"table_health"}  # Reads the catalog of the coordinator.
-USERS = {"active_users"}  # These conversations have no users.
 REFUSED = {"delete_sessions_before": {"days": 30}, "rebuild_sessions": {}}
 # After each the rollup must be exact: before the transaction ends, after its rollback, and after its commit.
 WRITES = {
@@ -78,6 +77,12 @@ ADOPTED = """
 VIEWS = """
     CREATE VIEW counted AS SELECT conversation_id, COUNT(*) AS sessions FROM alicia_session_stats GROUP BY conversation_id;
     CREATE VIEW busiest AS SELECT * FROM counted ORDER BY sessions DESC, conversation_id LIMIT 3;
+"""
+# What attach needs beside EVENTS.
+FOREIGN_KEYS = """
+    ALTER TABLE alicia_messages ADD FOREIGN KEY (conversation_id) REFERENCES alicia_conversations;
+    ALTER TABLE alicia_tool_uses ADD FOREIGN KEY (message_id) REFERENCES alicia_messages;
+    ALTER TABLE alicia_memory_used ADD FOREIGN KEY (message_id) REFERENCES alicia_messages;
 """
 READS = (
     "SELECT SUM(sessions), SUM(messages) FROM alicia_session_stats_quarter_hours",
@@ -156,6 +161,8 @@ def fill(conninfo: str) -> str:
     stats.migrate(conninfo)
     psql(conninfo, "-v", f"rows={ROWS}", "-v", f"last={ROWS}", "-f", ROOT / "bench" / "sample.sql").check_returncode()
     with stats.connect(conninfo) as connection:
+        connection.execute("ALTER TABLE alicia_conversations ADD user_id TEXT")
+        connection.execute("UPDATE alicia_conversations SET user_id = 'au_' || HASHTEXT(id) % 20 WHERE HASHTEXT(id) % 5 <> 0")
         connection.execute("INSERT INTO alicia_conversations (id) VALUES ('ac_sample')")
         connection.execute(
             "INSERT INTO alicia_session_stats (id, conversation_id, message_count, created_at, updated_at) "
@@ -225,7 +232,7 @@ def test_the_rows_are_on_the_workers(reading: str, twin: str) -> None:
         assert_exact(connection)
 
 
-@pytest.mark.parametrize("name", sorted(set(READERS) - LOCAL - USERS))
+@pytest.mark.parametrize("name", sorted(set(READERS) - LOCAL))
 def test_query_answers_as_on_one_machine(name: str, reading: str, twin: str) -> None:
     given: dict[str, Any] = {**values(name, {})}
 
@@ -256,12 +263,38 @@ def test_verify_finds_no_difference_until_there_is_one(distributed: Connection) 
 
 def test_sessions_are_recorded_as_on_one_machine(distributed: Connection) -> None:
     conninfo = distributed.info.dsn
-    [session] = stats.query(conninfo, "start_session", conversation_id="ac_7")
-    [row] = stats.query(conninfo, "record_activity", session_id=session["id"], conversation_id="ac_7", messages=3, seconds=40)
+    of: dict[str, Any] = {"session_id": "ass_own", "conversation_id": "ac_7"}
+    [session] = stats.query(conninfo, "start_session", conversation_id="ac_7", session_id="ass_own")
+    assert stats.query(conninfo, "start_session", conversation_id="ac_7", session_id="ass_own") == [session]
+    [row] = stats.query(conninfo, "record_activity", **of, messages=3, seconds=40)
     assert (row["message_count"], row["session_duration_seconds"]) == (3, 40)
     assert row["updated_at"] > session["updated_at"]
+    for _ in range(2):
+        [row] = stats.query(conninfo, "record_totals", **of, messages=5)
+        assert (row["message_count"], row["session_duration_seconds"]) == (5, 40)
+    for name in ("record_activity", "record_totals"):
+        with pytest.raises(stats.SessionStatsError, match="session ass_none does not exist in conversation ac_7") as raised:
+            stats.query(conninfo, name, session_id="ass_none", conversation_id="ac_7", messages=1)
+        assert raised.value.sqlstate == "23503"
     assert stats.query(conninfo, "session_stats", conversation_id="ac_7") != []
     assert_exact(distributed)
+
+
+@pytest.mark.parametrize("name", ["record_activity", "record_totals"])
+def test_recording_goes_to_one_shard(name: str, reading: str) -> None:
+    given = values(name, {"session_id": "ass_sample1", "conversation_id": "ac_sample"})
+    with stats.connect(reading) as connection:
+        plan = [line for (line,) in connection.execute(f"EXPLAIN {QUERIES[name].statement}".encode(), given)]
+    # One task, and no other part of the statement that is distributed by itself.
+    assert [line.strip() for line in plan if "Task Count" in line or "Citus" in line or "Subplan" in line] == [
+        "Custom Scan (Citus Adaptive)  (cost=0.00..0.00 rows=0 width=0)",
+        "Task Count: 1",
+    ]
+
+
+def test_there_is_nothing_to_summarize(reading: str) -> None:
+    assert stats.query(reading, "summarize_days") == [{"days": 0, "sessions": 0, "remaining_days": 0}]
+    assert {row["stale_summaries"] for row in stats.query(reading, "table_health")} == {0, None}
 
 
 def test_rollup_is_exact_after_every_kind_of_write(distributed: Connection) -> None:
@@ -388,6 +421,47 @@ def test_query_that_citus_cannot_run_says_where_its_alternative_is_and_changes_n
     assert done.stderr.endswith("scale/README.md says what to use instead\n")
     assert name in (SCALE / "README.md").read_text(encoding="utf-8")
     assert everything(distributed) == before
+
+
+def test_live_recording_is_refused_and_changes_nothing(distributed: Connection) -> None:
+    distributed.execute(EVENTS.encode())
+    before = pg_dump(distributed.info.dsn)
+    done = cli("attach", "--database", distributed.info.dsn)
+    assert (done.returncode, done.stdout) == (1, "")
+    last = done.stderr.splitlines()[-1]
+    assert "is distributed over the workers of a Citus cluster, where live recording does not work" in last
+    assert "scale/README.md" in last
+    assert "`attach`" in (SCALE / "README.md").read_text(encoding="utf-8")
+    assert pg_dump(distributed.info.dsn) == before
+
+
+def test_database_with_live_recording_is_refused(single: str) -> None:
+    with stats.connect(single) as connection:
+        connection.execute(EVENTS.encode())
+        connection.execute(FOREIGN_KEYS)
+    cli("attach", "--database", single).check_returncode()
+    before = pg_dump(single)
+    done = psql(single, "-q", "-f", SCALE / "citus.sql")
+    assert done.returncode == 3
+    assert "ERROR:  sessions are recorded live, which does not work on Citus" in done.stderr
+    assert pg_dump(single) == before
+
+
+def test_application_tables_must_be_distributed_first(single: str) -> None:
+    with stats.connect(single) as connection:
+        connection.execute(EVENTS.encode())
+        connection.execute("ALTER TABLE alicia_messages ADD FOREIGN KEY (conversation_id) REFERENCES alicia_conversations")
+        before = pg_dump(single)
+        done = psql(single, "-q", "-f", SCALE / "citus.sql")
+        assert done.returncode == 3
+        assert "ERROR:  foreign keys link tables that are not distributed to alicia_conversations: alicia_messages" in done.stderr
+        assert pg_dump(single) == before
+        connection.execute("ALTER TABLE alicia_messages DROP CONSTRAINT alicia_messages_pkey")
+        connection.execute("SELECT create_distributed_table('alicia_conversations', 'id')")
+        connection.execute("SELECT create_distributed_table('alicia_messages', 'conversation_id')")
+        scale(single)
+        connection.execute("INSERT INTO alicia_messages SELECT 'am_1', id FROM alicia_conversations")
+        assert_exact(connection)
 
 
 def test_purge_deletes_old_sessions_and_rollup_is_exact(distributed: Connection) -> None:
