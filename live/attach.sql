@@ -64,6 +64,13 @@ BEGIN
         RAISE EXCEPTION 'permission denied: % must own, or be a member of the owners of: %', CURRENT_USER, problems
             USING ERRCODE = 'insufficient_privilege', HINT = 'Attach as that role, or as a member of it.';
     END IF;
+
+    problems := alicia_session_stats_source_problems(is_attaching => TRUE);
+    IF problems IS NOT NULL THEN
+        RAISE EXCEPTION 'the application''s tables do not fit: %', problems
+            USING ERRCODE = 'invalid_table_definition',
+                HINT = 'A foreign key may be NOT VALID. For other names or types, see the views in live/unprefixed.sql.';
+    END IF;
 END
 $attach$;
 
@@ -189,7 +196,9 @@ COMMENT ON FUNCTION alicia_session_stats_live_add(TEXT, INTEGER, TIMESTAMP, TIME
 -- as in those of the rollup. TimeZone is UTC for columns that are TIMESTAMPTZ.
 --
 -- Each locks the conversations first. All else is in a block that catches errors: the application's write goes on, and a
--- WARNING says that its sessions must be rebuilt. Only what a retry of the transaction resolves is raised again.
+-- WARNING says that its sessions must be rebuilt. Only what a retry of the transaction resolves is raised again. The lock is
+-- outside, because writers deadlock over a row that they have locked in a subtransaction and lock again. So that it cannot
+-- fail on a column which was renamed after attach, a block before it names all that it reads, and reads nothing.
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_live_on_message() RETURNS TRIGGER
 LANGUAGE plpgsql SECURITY DEFINER
@@ -210,6 +219,18 @@ DECLARE
     single RECORD;
     added RECORD;
 BEGIN
+    -- Fails where a name that the locking reads has gone.
+    BEGIN
+        PERFORM r.created_at::TIMESTAMP
+        FROM changed_rows AS r
+        INNER JOIN alicia_conversations AS c ON c.id = r.conversation_id
+        WHERE r.deleted_at IS NULL AND FALSE;
+    EXCEPTION WHEN OTHERS THEN
+        RAISE WARNING 'this change of % is stored, but its sessions are not recorded: %', TG_TABLE_NAME, SQLERRM
+            USING ERRCODE = SQLSTATE, HINT = 'Remove the cause, then run rebuild_sessions.';
+        RETURN NULL;
+    END;
+
     -- Lock the conversations. One message is the usual case, and its look-ups cost much less than those for any number.
     -- Where alicia_conversations has no deleted_at, the name means that of the outer row.
     IF is_usual THEN
@@ -317,6 +338,19 @@ DECLARE
     latest RECORD;
     new_memories INTEGER := 0;
 BEGIN
+    -- Fails where a name that the locking reads has gone.
+    BEGIN
+        PERFORM
+        FROM changed_rows AS r
+        INNER JOIN alicia_messages AS o ON o.id = r.message_id
+        INNER JOIN alicia_conversations AS c ON c.id = o.conversation_id
+        WHERE FALSE;
+    EXCEPTION WHEN OTHERS THEN
+        RAISE WARNING 'this change of % is stored, but its sessions are not recorded: %', TG_TABLE_NAME, SQLERRM
+            USING ERRCODE = SQLSTATE, HINT = 'Remove the cause, then run rebuild_sessions.';
+        RETURN NULL;
+    END;
+
     -- Again after each wait for a lock, during which another transaction may have moved a message to another conversation.
     LOOP
         conversations := ARRAY(
@@ -457,6 +491,19 @@ DECLARE
     locked TEXT[];
     conversations TEXT[];
 BEGIN
+    -- Fails where a name that the locking reads has gone.
+    BEGIN
+        PERFORM o.id
+        FROM alicia_messages AS o
+        INNER JOIN alicia_conversations AS c ON c.id = o.conversation_id
+        INNER JOIN alicia_session_stats AS s ON s.conversation_id = c.id
+        WHERE FALSE;
+    EXCEPTION WHEN OTHERS THEN
+        RAISE WARNING 'this change of % is stored, but its sessions are not recorded: %', TG_TABLE_NAME, SQLERRM
+            USING ERRCODE = SQLSTATE, HINT = 'Remove the cause, then run rebuild_sessions.';
+        RETURN NULL;
+    END;
+
     LOOP
         IF TG_OP = 'TRUNCATE' THEN
             conversations := ARRAY(SELECT DISTINCT s.conversation_id FROM alicia_session_stats AS s);
@@ -550,8 +597,7 @@ DECLARE
     event RECORD;
 BEGIN
     FOR source IN
-        -- Where a name is that of a view, the triggers are on the table that it reads.
-        SELECT t.*, COALESCE(v.relation, TO_REGCLASS(t.name)) AS relation
+        SELECT t.*, s.relation
         FROM (
             VALUES
             ('alicia_conversations', 'conversations', NULL, '{deleted_at}'::NAME[]),
@@ -559,27 +605,8 @@ BEGIN
             ('alicia_tool_uses', 'tool_calls', 'message_id', '{message_id,deleted_at}'),
             ('alicia_memory_used', 'memories', 'message_id', '{message_id,memory_id,deleted_at}')
         ) AS t (name, kind, parent, counted)
-        LEFT JOIN LATERAL (
-            SELECT DISTINCT d.refobjid::REGCLASS AS relation
-            FROM pg_rewrite AS r
-            INNER JOIN pg_depend AS d ON d.classid = 'pg_rewrite'::REGCLASS AND d.objid = r.oid
-                AND d.refclassid = 'pg_class'::REGCLASS AND d.refobjid <> r.ev_class
-            INNER JOIN pg_class AS c ON c.oid = r.ev_class AND c.relkind = 'v'
-            WHERE r.ev_class = TO_REGCLASS(t.name)
-        ) AS v ON TRUE
+        INNER JOIN alicia_session_stats_source_tables() AS s ON s.name = t.name
     LOOP
-        -- So that a message has no tool use before it is inserted, and a conversation no message.
-        IF source.parent IS NOT NULL AND NOT EXISTS (
-            SELECT FROM pg_constraint AS c
-            INNER JOIN pg_attribute AS a ON a.attrelid = c.conrelid AND ARRAY[a.attnum] = c.conkey
-            WHERE c.conrelid = source.relation AND c.contype = 'f' AND NOT c.condeferrable AND a.attname = source.parent
-                AND TO_JSONB(c) ->> 'conenforced' IS DISTINCT FROM 'false'
-        ) THEN
-            RAISE EXCEPTION '% has no foreign key on % that is checked at once', source.relation, source.parent
-                USING ERRCODE = 'invalid_table_definition',
-                    HINT = 'Add one; NOT VALID is enough, and does not read the table.';
-        END IF;
-
         SELECT
             STRING_AGG(FORMAT('%I', a.attname), ', '),
             STRING_AGG(FORMAT('OLD.%1$I IS DISTINCT FROM NEW.%1$I', a.attname), ' OR ')
@@ -653,40 +680,48 @@ DECLARE
     at_once CONSTANT INTEGER := 100;
     last_id TEXT := '';
     conversations TEXT[];
-    differing TEXT[];
+    differing TEXT[] := '{}';
     free TEXT[];
     busy TEXT[] := '{}';
-    conversation TEXT;
 BEGIN
     LOOP
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-        conversations := ARRAY(SELECT c.id FROM alicia_conversations AS c WHERE c.id > last_id ORDER BY c.id LIMIT page);
-        EXIT WHEN conversations = '{}';
-        last_id := conversations[CARDINALITY(conversations)];
-        EXECUTE $query$
-            SELECT ARRAY(
-                SELECT DISTINCT c.conversation_id
-                FROM alicia_session_stats_compare($1, $2) AS c
-                WHERE c.action IN ('insert', 'update', 'delete')
-            )
-        $query$ INTO differing USING conversations, gap;
-        FOR position IN 1..CARDINALITY(differing) BY at_once LOOP
-            COMMIT;
-            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-            conversations := differing[position:position + at_once - 1];
-            free := ARRAY(
-                SELECT c.id FROM alicia_conversations AS c WHERE c.id = ANY(conversations) FOR NO KEY UPDATE SKIP LOCKED
-            );
-            PERFORM alicia_session_stats_live_recompute(free, gap);
-            busy := busy || ARRAY(SELECT c.id FROM UNNEST(conversations) AS c (id) WHERE NOT c.id = ANY(free));
-        END LOOP;
-    END LOOP;
-    FOREACH conversation IN ARRAY busy LOOP
-        COMMIT;
-        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-        PERFORM alicia_session_stats_live_lock(ARRAY[conversation]);
-        PERFORM alicia_session_stats_live_recompute(ARRAY[conversation], gap);
+        BEGIN
+            IF differing <> '{}' THEN
+                conversations := differing[:at_once];
+                differing := differing[at_once + 1:];
+                free := ARRAY(
+                    SELECT c.id FROM alicia_conversations AS c WHERE c.id = ANY(conversations) FOR NO KEY UPDATE SKIP LOCKED
+                );
+                PERFORM alicia_session_stats_live_recompute(free, gap);
+                busy := busy || ARRAY(SELECT c.id FROM UNNEST(conversations) AS c (id) WHERE NOT c.id = ANY(free));
+                CONTINUE;
+            END IF;
+
+            conversations := ARRAY(SELECT c.id FROM alicia_conversations AS c WHERE c.id > last_id ORDER BY c.id LIMIT page);
+            IF conversations <> '{}' THEN
+                last_id := conversations[CARDINALITY(conversations)];
+                EXECUTE $query$
+                    SELECT ARRAY(
+                        SELECT DISTINCT c.conversation_id
+                        FROM alicia_session_stats_compare($1, $2) AS c
+                        WHERE c.action IN ('insert', 'update', 'delete')
+                    )
+                $query$ INTO differing USING conversations, gap;
+                CONTINUE;
+            END IF;
+
+            EXIT WHEN busy = '{}';
+            conversations := busy[:1];
+            busy := busy[2:];
+            PERFORM alicia_session_stats_live_lock(conversations);
+            PERFORM alicia_session_stats_live_recompute(conversations, gap);
+        -- OTHERS does not include a statement_timeout.
+        EXCEPTION WHEN OTHERS OR query_canceled THEN
+            RAISE EXCEPTION 'sessions are recorded from now on, but not all of those before are filled in: %', SQLERRM
+                USING ERRCODE = SQLSTATE, HINT = 'Remove the cause and attach again, or detach.';
+        END;
     END LOOP;
 END
 $attach$;

@@ -211,6 +211,82 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_attached_gap() IS
 'Private: the gap in minutes with which live/attach.sql records sessions; NULL where it does not';
 
+CREATE OR REPLACE FUNCTION alicia_session_stats_source_tables() RETURNS TABLE (name TEXT, relation REGCLASS)
+LANGUAGE sql STABLE
+AS $function$
+SELECT t.name, COALESCE(v.relation, TO_REGCLASS(t.name))
+FROM (
+    VALUES ('alicia_conversations'::TEXT), ('alicia_messages'::TEXT), ('alicia_tool_uses'::TEXT), ('alicia_memory_used'::TEXT)
+) AS t (name)
+LEFT JOIN LATERAL (
+    SELECT DISTINCT d.refobjid::REGCLASS AS relation
+    FROM pg_rewrite AS r
+    INNER JOIN pg_depend AS d ON d.classid = 'pg_rewrite'::REGCLASS AND d.objid = r.oid
+        AND d.refclassid = 'pg_class'::REGCLASS AND d.refobjid <> r.ev_class
+    INNER JOIN pg_class AS c ON c.oid = r.ev_class AND c.relkind = 'v'::"char"
+    WHERE r.ev_class = TO_REGCLASS(t.name)
+) AS v ON TRUE
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_source_tables() IS
+'Private: the tables from which sessions are computed. Where a name is that of a view, relation is the table that it reads.';
+
+CREATE OR REPLACE FUNCTION alicia_session_stats_source_problems(is_attaching BOOLEAN) RETURNS TEXT
+LANGUAGE sql STABLE
+AS $function$
+WITH needed AS (
+    SELECT n.*, s.relation
+    FROM (
+        VALUES
+        (1, 'alicia_conversations', 'id', 'TEXT', '{text,varchar}'::REGTYPE[], TRUE, FALSE),
+        (2, 'alicia_conversations', 'deleted_at', 'TIMESTAMP', '{timestamp}', FALSE, FALSE),
+        (3, 'alicia_messages', 'id', 'TEXT', '{text,varchar}', TRUE, FALSE),
+        (4, 'alicia_messages', 'conversation_id', 'TEXT', '{text,varchar}', TRUE, TRUE),
+        (5, 'alicia_messages', 'created_at', 'TIMESTAMP', '{timestamp}', TRUE, FALSE),
+        (6, 'alicia_messages', 'deleted_at', 'TIMESTAMP', '{timestamp}', TRUE, FALSE),
+        (7, 'alicia_tool_uses', 'message_id', 'TEXT', '{text,varchar}', TRUE, TRUE),
+        (8, 'alicia_tool_uses', 'deleted_at', 'TIMESTAMP', '{timestamp}', TRUE, FALSE),
+        (9, 'alicia_memory_used', 'message_id', 'TEXT', '{text,varchar}', TRUE, TRUE),
+        (10, 'alicia_memory_used', 'memory_id', 'TEXT', NULL, TRUE, FALSE),
+        (11, 'alicia_memory_used', 'deleted_at', 'TIMESTAMP', '{timestamp}', TRUE, FALSE)
+    ) AS n (position, name, attribute, wanted, types, is_required, is_foreign_key)
+    INNER JOIN alicia_session_stats_source_tables() AS s ON s.name = n.name
+    WHERE TO_REGCLASS(n.name) IS NOT NULL
+)
+
+SELECT STRING_AGG(p.problem, ', '::TEXT ORDER BY p.position)
+FROM (
+    SELECT
+        n.position,
+        FORMAT(
+            '%s.%s must be %s and is %s', n.name, n.attribute, n.wanted, COALESCE(UPPER(FORMAT_TYPE(a.atttypid, NULL)), 'missing')
+        ) AS problem
+    FROM needed AS n
+    LEFT JOIN pg_attribute AS a ON a.attrelid = TO_REGCLASS(n.name) AND a.attname = n.attribute
+    WHERE CASE WHEN a.atttypid IS NULL THEN n.is_required ELSE a.atttypid <> ALL(n.types) END
+    UNION ALL
+    -- The triggers read the changed rows of the table under its view. Its times may have another type, and a use no deleted_at.
+    SELECT n.position, FORMAT('%s.%s is missing, which %s reads under another name', n.relation, n.attribute, n.name)
+    FROM needed AS n
+    WHERE is_attaching AND n.relation <> TO_REGCLASS(n.name)
+        AND (n.attribute IN ('conversation_id', 'message_id', 'memory_id') OR n.name = 'alicia_messages')
+        AND NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = n.relation AND a.attname = n.attribute)
+    UNION ALL
+    -- So that a message has no tool use before it is inserted, and a conversation no message.
+    SELECT n.position, FORMAT('%s has no foreign key on %s that is checked at once', n.relation, n.attribute)
+    FROM needed AS n
+    WHERE is_attaching AND n.is_foreign_key AND NOT EXISTS (
+        SELECT FROM pg_constraint AS c
+        INNER JOIN pg_attribute AS a ON a.attrelid = c.conrelid AND ARRAY[a.attnum] = c.conkey
+        WHERE c.conrelid = n.relation AND c.contype = 'f'::"char" AND NOT c.condeferrable AND a.attname = n.attribute
+            AND TO_JSONB(c) ->> 'conenforced' IS DISTINCT FROM 'false'
+    )
+) AS p
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_source_problems(BOOLEAN) IS
+'Private: what the application''s tables lack for computing sessions, and if is_attaching for recording them live. NULL: nothing.';
+
 CREATE OR REPLACE FUNCTION alicia_session_stats_rebuild(conversations TEXT[], gap_minutes INTEGER)
 RETURNS TABLE (inserted BIGINT, updated BIGINT, deleted BIGINT, unchanged BIGINT, orphaned BIGINT)
 LANGUAGE plpgsql
@@ -221,7 +297,12 @@ DECLARE
     differing TEXT[];
     right_before BIGINT;
     left_out BIGINT;
+    problems CONSTANT TEXT := alicia_session_stats_source_problems(is_attaching => FALSE);
 BEGIN
+    IF problems IS NOT NULL THEN
+        RAISE EXCEPTION 'the application''s tables do not fit: %', problems
+            USING ERRCODE = 'invalid_table_definition', HINT = 'For other names or types, see the views in live/unprefixed.sql.';
+    END IF;
     IF live_gap <> gap_minutes THEN
         RAISE EXCEPTION 'sessions are recorded live with a gap of % minutes, and would be rebuilt with one of %', live_gap, gap_minutes
             USING ERRCODE = 'invalid_parameter_value', HINT = FORMAT('Set gap_minutes to %s.', live_gap);
@@ -262,5 +343,5 @@ COMMENT ON FUNCTION alicia_session_stats_rebuild(TEXT[], INTEGER) IS
 SELECT alicia_session_stats_own('FUNCTION alicia_session_stats_' || created)
 FROM UNNEST(ARRAY[
     'session_id(text,timestamp without time zone)', 'compute(text[],integer)', 'compare(text[],integer)',
-    'recompute(text[],integer)', 'attached_gap()', 'rebuild(text[],integer)'
+    'recompute(text[],integer)', 'attached_gap()', 'source_tables()', 'source_problems(boolean)', 'rebuild(text[],integer)'
 ]) AS created;

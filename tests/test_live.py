@@ -498,12 +498,28 @@ def test_busy_conversation_holds_up_no_other_while_attach_fills_in(app: Connecti
     [
         ("DROP TABLE alicia_tool_uses", "tables of the application are missing: alicia_tool_uses"),
         (
-            "ALTER TABLE alicia_messages DROP CONSTRAINT alicia_messages_conversation_id_fkey",
-            "alicia_messages has no foreign key on conversation_id that is checked at once",
+            "ALTER TABLE alicia_messages DROP CONSTRAINT alicia_messages_conversation_id_fkey; "
+            "ALTER TABLE alicia_memory_used ALTER CONSTRAINT alicia_memory_used_message_id_fkey DEFERRABLE",
+            "do not fit: alicia_messages has no foreign key on conversation_id that is checked at once, "
+            "alicia_memory_used has no foreign key on message_id that is checked at once. A foreign key may be",
         ),
         (
-            "ALTER TABLE alicia_memory_used ALTER CONSTRAINT alicia_memory_used_message_id_fkey DEFERRABLE",
-            "alicia_memory_used has no foreign key on message_id that is checked at once",
+            "ALTER TABLE alicia_messages DROP deleted_at, ALTER created_at TYPE TIMESTAMPTZ; "
+            "ALTER TABLE alicia_tool_uses DROP deleted_at; ALTER TABLE alicia_memory_used DROP message_id",
+            "do not fit: alicia_messages.created_at must be TIMESTAMP and is TIMESTAMP WITH TIME ZONE, "
+            "alicia_messages.deleted_at must be TIMESTAMP and is missing, "
+            "alicia_tool_uses.deleted_at must be TIMESTAMP and is missing, "
+            "alicia_memory_used.message_id must be TEXT and is missing, "
+            "alicia_memory_used has no foreign key on message_id that is checked at once. ",
+        ),
+        (
+            "ALTER TABLE alicia_conversations ALTER deleted_at TYPE BOOLEAN USING FALSE",
+            "do not fit: alicia_conversations.deleted_at must be TIMESTAMP and is BOOLEAN. ",
+        ),
+        (
+            "ALTER TABLE alicia_messages RENAME TO chats; ALTER TABLE chats RENAME created_at TO sent_at; "
+            "CREATE VIEW alicia_messages AS SELECT id, conversation_id, sent_at AS created_at, deleted_at FROM chats",
+            "do not fit: chats.created_at is missing, which alicia_messages reads under another name. ",
         ),
         ("ALTER TABLE alicia_messages OWNER TO pg_monitor; SET ROLE pg_monitor", None),
     ],
@@ -518,6 +534,72 @@ def test_tables_that_do_not_fit_are_refused_and_nothing_is_changed(app: Connecti
     with pytest.raises(stats.SessionStatsError, match=re.escape(said)):
         attach(conninfo_of(app))
     assert pg_dump(conninfo_of(app)) == before
+
+
+@pytest.mark.parametrize("name", ["alicia_messages", "alicia_tool_uses", "alicia_memory_used"])
+def test_attach_demands_exactly_the_columns_that_recording_reads(app: Connection, name: str) -> None:
+    """The tables have no other columns than the needed ones, and they are recorded."""
+    needed = {
+        "alicia_messages": ["id", "conversation_id", "created_at", "deleted_at"],
+        "alicia_tool_uses": ["message_id", "deleted_at"],
+        "alicia_memory_used": ["message_id", "memory_id", "deleted_at"],
+    }
+    columns = app.execute("SELECT attname FROM pg_attribute WHERE attrelid = %s::REGCLASS AND attnum > 0", [name]).fetchall()
+    for column in {each for (each,) in columns} - set(needed[name]):
+        app.execute(f"ALTER TABLE {name} DROP {column}".encode())
+    for column in needed[name]:
+        app.execute(f"ALTER TABLE {name} RENAME {column} TO other".encode())
+        with pytest.raises(stats.SessionStatsError, match=re.escape(f"{name}.{column} must be")):
+            attach(conninfo_of(app))
+        app.execute(f"ALTER TABLE {name} RENAME other TO {column}".encode())
+    attach(conninfo_of(app))
+    message = send(app, START)
+    app.execute("INSERT INTO alicia_tool_uses (message_id) VALUES (%s)", [message])
+    app.execute("INSERT INTO alicia_memory_used (message_id, memory_id) VALUES (%s, 'am_1')", [message])
+    assert [row[1:] for row in sessions(app)] == [(1, 1, 1, 0)]
+    assert rebuild(app) == {}
+
+
+def test_ids_may_be_varchar_and_those_of_memories_anything(app: Connection) -> None:
+    app.execute("ALTER TABLE alicia_memory_used ALTER memory_id TYPE UUID USING NULL, ALTER message_id TYPE VARCHAR(64)")
+    app.execute("ALTER TABLE alicia_tool_uses ALTER message_id TYPE VARCHAR(64)")
+    app.execute("ALTER TABLE alicia_messages ALTER id TYPE VARCHAR(64), ALTER conversation_id TYPE VARCHAR(64)")
+    app.execute("ALTER TABLE alicia_conversations ALTER id TYPE VARCHAR(64)")
+    attach(conninfo_of(app))
+    message = send(app, START)
+    send(app, START - GAP)
+    app.execute("INSERT INTO alicia_messages SELECT id || 'x', 'ac_2', '', created_at FROM alicia_messages")
+    app.execute("INSERT INTO alicia_tool_uses (message_id) VALUES (%s)", [message])
+    app.execute("INSERT INTO alicia_memory_used (message_id, memory_id) VALUES (%s, GEN_RANDOM_UUID())", [message])
+    app.execute("UPDATE alicia_messages SET created_at = created_at + INTERVAL '1 second' WHERE conversation_id = 'ac_2'")
+    app.execute("UPDATE alicia_memory_used SET memory_id = GEN_RANDOM_UUID()")
+    assert [row[1:] for row in sessions(app)] == [(2, 1, 1, 1800), (2, 0, 0, 1800)]
+    assert rebuild(app) == {}
+
+
+def test_rebuild_of_times_with_a_zone_says_what_does_not_fit(app: Connection) -> None:
+    app.execute("ALTER TABLE alicia_messages ALTER created_at TYPE TIMESTAMPTZ")
+    with pytest.raises(stats.SessionStatsError) as error:
+        rebuild(app)
+    assert str(error.value).endswith(
+        "the application's tables do not fit: alicia_messages.created_at must be TIMESTAMP and is TIMESTAMP WITH TIME ZONE. "
+        "For other names or types, see the views in live/unprefixed.sql"
+    )
+
+
+def test_failure_to_fill_in_says_that_recording_is_on_and_what_to_run(app: Connection) -> None:
+    send(app, START)
+    app.execute("ALTER TABLE alicia_session_stats ADD CONSTRAINT none CHECK (message_count < 1)")
+    said = r"recorded from now on, but not all of those before are filled in: new row .* attach again, or detach"
+    with pytest.raises(stats.SessionStatsError, match=said) as error:
+        attach(conninfo_of(app))
+    assert error.value.sqlstate == "23514"
+    assert "\n" not in str(error.value)
+    app.execute("ALTER TABLE alicia_session_stats DROP CONSTRAINT none")
+    send(app, START, "ac_2")
+    assert len(sessions(app)) == 1
+    attach(conninfo_of(app))
+    assert len(sessions(app)) == 2
 
 
 @pytest.mark.parametrize("gap", ["-1", "half an hour", "1000000", "1'; DROP TABLE alicia_messages; --"])
@@ -665,6 +747,47 @@ def test_failure_to_record_keeps_the_message_and_warns(live: Connection) -> None
     live.execute("ALTER TABLE alicia_session_stats DROP CONSTRAINT few")
     assert rebuild(live) == {"inserted": 1, "deleted": 1}
     assert [row[1:] for row in sessions(live)] == [(2, 1, 0, 1800)]
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        ("alicia_messages", "deleted_at"), ("alicia_messages", "created_at"), ("alicia_messages", "conversation_id"),
+        ("alicia_messages", "id"), ("alicia_conversations", "id"), ("alicia_tool_uses", "message_id"),
+        ("alicia_tool_uses", "deleted_at"), ("alicia_memory_used", "message_id"), ("alicia_memory_used", "memory_id"),
+        ("alicia_memory_used", "deleted_at"),
+    ],
+)  # fmt: skip
+def test_column_that_was_renamed_does_not_stop_a_write(live: Connection, table: str, column: str) -> None:
+    def renamed(name: str) -> str:
+        return "other" if name == f"{table}.{column}" else name.split(".")[1]
+
+    id_, conversation, at = (renamed(f"alicia_messages.{name}") for name in ("id", "conversation_id", "created_at"))
+    message = send(live, START)
+    live.execute("INSERT INTO alicia_tool_uses (message_id) VALUES (%s)", [message])
+    live.execute("INSERT INTO alicia_memory_used (message_id, memory_id) VALUES (%s, 'am_1')", [message])
+    told = set[str]()
+    live.add_notice_handler(lambda notice: told.add(f"{notice.severity}: {notice.message_primary}"))
+    live.execute(f"ALTER TABLE {table} RENAME {column} TO other".encode())
+    for level in ("READ COMMITTED", "REPEATABLE READ"):
+        live.execute(f"SET default_transaction_isolation = '{level}'".encode())
+        insert = f"INSERT INTO alicia_messages ({id_}, {conversation}, {at}) VALUES (GEN_RANDOM_UUID(), 'ac_1', %s)"
+        live.execute(insert.encode(), [START])
+        live.execute(f"{insert}, (GEN_RANDOM_UUID(), 'ac_2', %s)".encode(), [START, START])
+        live.execute(f"UPDATE alicia_messages SET {at} = {at} + INTERVAL '1 second'".encode())
+        for uses, values in (("alicia_tool_uses", ""), ("alicia_memory_used", f", {renamed('alicia_memory_used.memory_id')}")):
+            of = renamed(f"{uses}.message_id")
+            live.execute(f"INSERT INTO {uses} ({of}{values}) SELECT {of}{values} FROM {uses}".encode())
+            live.execute(f"UPDATE {uses} SET {renamed(f'{uses}.deleted_at')} = NOW()".encode())
+            live.execute(f"DELETE FROM {uses} WHERE id = (SELECT MIN(id) FROM {uses})".encode())
+        live.execute("UPDATE alicia_conversations SET deleted_at = CASE WHEN deleted_at IS NULL THEN NOW() END")
+    live.execute("TRUNCATE alicia_tool_uses, alicia_memory_used")
+    assert told
+    lacks = re.compile(rf'is stored, but its sessions are not recorded: (column \w\.{column} does not|.* no field "{column}"$)')
+    assert [each for each in told if not lacks.search(each)] == []
+    live.execute(f"ALTER TABLE {table} RENAME other TO {column}".encode())
+    rebuild(live)
+    check(live, 2)
 
 
 def test_table_that_is_gone_does_not_stop_messages(live: Connection) -> None:
