@@ -113,7 +113,7 @@ def _make_parser(argv: Sequence[str]) -> Parser:
     report.add_argument("--tz", default="UTC", metavar="ZONE", help="time zone of its days and hours, an IANA name (default UTC)")
     purge = command("purge", "delete old sessions, one batch after the other")
     purge.add_argument("--days", required=True, metavar="N", help="those that began more than N days ago")
-    purge.add_argument("--batch", metavar="N", help="how many in one transaction (default 10000)")
+    purge.add_argument("--batch", type=parse_count, metavar="N", help="how many in one transaction (default 10000)")
     purge.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
     purge.add_argument("--yes", action="store_true", help="do not ask; needed without a terminal, and for more than half of all")
     attach = command("attach", "record sessions from the application's messages, by triggers")

@@ -39,7 +39,10 @@ USERS = """
     SELECT STRING_AGG(name, ', ')
     FROM (
         SELECT
-            COALESCE('prepared transaction ' || QUOTE_LITERAL(p.gid), FORMAT('pid %s (%s)', l.pid, a.application_name)) AS name
+            COALESCE(
+                'prepared transaction ' || QUOTE_LITERAL(p.gid),
+                FORMAT('pid %s (%s)', l.pid, COALESCE(NULLIF(a.application_name, ''), a.usename))
+            ) AS name
         FROM pg_locks AS l
         INNER JOIN pg_database AS d ON d.oid = l.database AND d.datname = CURRENT_DATABASE()
         INNER JOIN pg_class AS c ON c.oid = l.relation AND c.relkind IN ('r', 'v') AND c.relname LIKE 'alicia\\_%'

@@ -192,7 +192,7 @@ def _explained(
     elif isinstance(error, errors.UndefinedTable) and "alicia_session_stats" not in message:
         message += f". The query reads tables of the application: see query {query.name} --help"
     elif isinstance(error, errors.UndefinedTable | errors.UndefinedFunction | errors.UndefinedColumn):
-        message += ". If this database is migrated, the role lacks USAGE on its schema; else run migrate"
+        message += ". Run migrate if status lists a pending migration; if it lists none, the role lacks USAGE on the schema"
     elif "alicia_session_stats_raise" in (error.diag.context or ""):
         pass  # The query's own words.
     elif isinstance(error, errors.FeatureNotSupported | errors.InvalidColumnReference):

@@ -441,7 +441,8 @@ BEGIN
 EXCEPTION WHEN lock_not_available THEN
     SELECT STRING_AGG(
         DISTINCT COALESCE(
-            'prepared transaction ' || QUOTE_LITERAL(p.gid), FORMAT('pid %s (%s)', l.pid, a.application_name)
+            'prepared transaction ' || QUOTE_LITERAL(p.gid),
+            FORMAT('pid %s (%s)', l.pid, COALESCE(NULLIF(a.application_name, ''), a.usename))
         ),
         ', '
     ) INTO holders
