@@ -868,10 +868,8 @@ def work(conninfo: str, seed: int, transactions: int, everything: bool) -> Count
             ends["done"] += 1
         except psycopg.Error as error:
             ends[error.sqlstate or "closed"] += 1
-            if connection.closed:
-                connection = psycopg.connect(conninfo, autocommit=True)
-            else:
-                connection.execute("ROLLBACK")
+            connection.close()
+            connection = psycopg.connect(conninfo, autocommit=True)
     connection.close()
     return ends
 
