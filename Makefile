@@ -58,6 +58,7 @@ chaos: $(VENV)/.dev ## kill migrate after every statement it sends, and the bare
 bench: ROWS ?= 200000
 bench: $(VENV)/.dev ## measure against the bare schema and DuckDB, side by side: make bench ROWS=5000000
 	$(BIN)/python -m bench.bench $(ROWS) $(ARGS)
+	$(BIN)/python -m bench.live
 
 lint: $(VENV)/.dev ## check the format, types and SQL of everything
 	$(BIN)/ruff check .
