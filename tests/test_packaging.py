@@ -85,7 +85,7 @@ def test_wheel_holds_the_product_and_nothing_else(wheel: Path) -> None:
     for folder in ("live", "migrations", "queries"):
         expected |= {f"alicia_session_stats/{folder}/{path.name}" for path in (ROOT / folder).glob("*.sql")}
     assert names - described == expected
-    assert wheel.stat().st_size < 160_000
+    assert wheel.stat().st_size < 200_000
 
 
 def test_make_migrate_without_a_database_says_what_to_set_and_installs_little(

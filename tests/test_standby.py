@@ -275,6 +275,8 @@ def test_subscriber_to_all_tables_is_exact_while_the_publisher_writes(primary: t
 def test_migrated_subscriber_to_the_sessions_is_exact_after_a_repair(primary: tuple[Path, str], subscriber: str) -> None:
     _, publisher = primary
     stats.migrate(subscriber)
+    with stats.connect(subscriber) as application:
+        application.execute("ALTER TABLE alicia_conversations ADD COLUMN user_id TEXT")
     with subscribed(publisher, SESSIONS, subscriber) as (source, target):
         source.execute("UPDATE alicia_session_stats SET message_count = message_count + 1 WHERE id < 'ass_5'")
         wait_until_received(source, target)
