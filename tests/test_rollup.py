@@ -836,7 +836,7 @@ def test_a_day_and_the_top_ten_are_read_from_few_pages_of_a_large_rollup(db: Con
             nodes, pages = plan_of(db, sql)
             scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
             print(change, sql, scanned, pages)
-            assert scanned <= {"alicia_session_stats_top_cutoff"}
+            assert scanned <= {"alicia_session_stats_top_cutoff", "pg_authid"}  # One row; the server's roles.
             assert pages < 200
 
 
