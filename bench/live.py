@@ -27,7 +27,7 @@ from tabulate import tabulate
 
 from alicia_session_stats import SessionStatsError, embedded, migrate
 from alicia_session_stats.recording import attach
-from bench.bench import create, in_turns, workplace
+from bench.samples import create, in_turns, workplace
 
 CLIENTS = 4
 CONVERSATIONS = 200
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="of each measure (5)")
     options = parser.parse_args(arguments)
     headers = ["messages a second", *SYSTEMS, "live / bare"]
-    with workplace() as (folder, server):
+    with workplace(None) as (folder, server):
         messages, bulk = list[list[Any]](), list[list[Any]]()
         for length in LENGTHS:
             databases = prepare(server, length)
