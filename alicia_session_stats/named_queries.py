@@ -192,7 +192,7 @@ def _explained(
     elif isinstance(error, errors.UndefinedTable) and "alicia_session_stats" not in message:
         message += f". The query reads tables of the application: see query {query.name} --help"
     elif isinstance(error, errors.UndefinedTable | errors.UndefinedFunction | errors.UndefinedColumn):
-        message += ". Run migrate if status lists a pending migration; if it lists none, the role lacks USAGE on the schema"
+        message += ". If status lists a pending migration, run migrate; else the role lacks USAGE on the schema"
     elif isinstance(error, errors.FeatureNotSupported | errors.InvalidColumnReference) and "stats_raise(" not in str(error):
         message += ". If the table is distributed with Citus, scale/README.md says what to use instead"
     kind = UsageError if isinstance(error, psycopg.DataError) else SessionStatsError
