@@ -192,7 +192,7 @@ COMMENT ON FUNCTION alicia_session_stats_live_add(TEXT, INTEGER, TIMESTAMP, TIME
 
 -- The triggers' functions ------------------------------------------------------------------------------------------
 --
--- They are SECURITY DEFINER, so that whoever writes messages needs no right on the sessions. enable_seqscan and jit are off
+-- They are SECURITY DEFINER, so that a role that writes messages needs no privilege on the sessions. enable_seqscan and jit are off
 -- as in those of the rollup. TimeZone is UTC for columns that are TIMESTAMPTZ.
 --
 -- Each locks the conversations first. All else is in a block that catches errors: the application's write goes on, and a

@@ -1,6 +1,7 @@
 -- Stop recording sessions from the application's messages: drop what live/attach.sql created, and nothing else.
 --
--- Why: the application's tables are as they were. The sessions stay, and rebuild_sessions goes on from them.
+-- Why: restores the application's tables to what they were before attach. The sessions stay, and rebuild_sessions can
+--      keep them up to date.
 -- Locks: ACCESS EXCLUSIVE on the application's tables and on alicia_session_stats for an instant.
 -- Needs: the role that attached.
 --

@@ -1,6 +1,7 @@
 -- Drop what live/unprefixed.sql created, and nothing else.
 --
--- Why: the application's tables are as they were. Refused while the package is installed: detach, and roll back, first.
+-- Why: restores the application's schema to what it was before. It fails while the package is installed. Run detach and
+--      rollback --all first.
 -- Locks: ACCESS EXCLUSIVE on conversations for an instant.
 --
 -- psql -v ON_ERROR_STOP=1 -f live/unprefixed.rollback.sql

@@ -80,7 +80,7 @@ CROSS JOIN LATERAL (
     OFFSET 0
 ) AS s
 WHERE NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::REGCLASS)
-    -- Under FORCE ROW LEVEL SECURITY the policy applies to the view's owner too, whoever reads, and would hide some.
+    -- Under FORCE ROW LEVEL SECURITY the policy also applies to the view's owner. Every reader would miss sessions.
     AND NOT EXISTS (
         SELECT FROM pg_class AS r
         INNER JOIN pg_roles AS o ON r.relowner = o.oid

@@ -307,7 +307,7 @@ COMMENT ON FUNCTION alicia_session_stats_open_at(TIMESTAMP) IS
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_days_to_summarize(until TIMESTAMP)
 RETURNS TABLE (day TIMESTAMP)
--- SECURITY DEFINER, so that table_health can tell whoever may read the sessions.
+-- SECURITY DEFINER, because a role that may run table_health has no privilege on the summaries.
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $function$
@@ -368,7 +368,7 @@ BEGIN
         END IF;
         DELETE FROM alicia_session_stats_summaries AS s
         WHERE s.starts_at >= stale.day AND s.starts_at < stale.day + INTERVAL '24 hours';
-        -- One statement, and so one snapshot, reads the stamps and the sessions. A write that commits meanwhile has another stamp.
+        -- One statement reads the stamps and the sessions in one snapshot. A write that commits later changes the stamp.
         INSERT INTO alicia_session_stats_summaries
         SELECT c.*
         FROM alicia_session_stats_computed_summaries(stale.day, LEAST(stale.day + INTERVAL '24 hours', until)) AS c;

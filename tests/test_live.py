@@ -892,7 +892,7 @@ def test_eight_writers_of_everything_with_rollbacks_kills_and_mixed_isolation(li
             with psycopg.connect(conninfo, autocommit=True) as killer:
                 killer.execute(KILL)
         ends = sum((each.result() for each in running), Counter[str]())
-    # Serialization failure, deadlock, killed, message deleted meanwhile.
+    # Serialization failure, deadlock, killed connection, foreign key to a message that another writer deleted.
     assert ends.keys() <= {"done", "40001", "40P01", "57P01", "23503", "closed"}, ends
     assert ends["done"] > 100
     check(live)

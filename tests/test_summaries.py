@@ -177,7 +177,7 @@ def history(db: Connection) -> Connection:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_value_counts_are_exact_after_every_step_of_a_random_history(history: Connection, seed: int) -> None:
-    """One writes and summarizes, another holds a snapshot meanwhile, now and then."""
+    """One connection writes and summarizes. Another sometimes holds an older snapshot."""
     chance = random.Random(seed)
     with closing(psycopg.connect(conninfo_of(history))) as holder:
         holder.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
