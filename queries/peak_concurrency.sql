@@ -88,19 +88,20 @@ instants AS (
     SELECT
         changed_at,
         change,
-        SUM(change) OVER (ORDER BY changed_at) AS open_sessions
+        SUM(change) OVER (ORDER BY changed_at, change ROWS UNBOUNDED PRECEDING) AS open_sessions
     FROM changes
 ),
 
--- Where a session only ends, there is no peak.
+-- Where a session only ends, there is no peak. The first instant of each count, so that few rows are sorted.
 peaks AS (
     SELECT DISTINCT ON (day)
         ((changed_at AT TIME ZONE 'UTC') AT TIME ZONE :'tz')::DATE AS day,
         open_sessions,
-        changed_at
+        MIN(changed_at) AS changed_at
     FROM instants
     WHERE open_sessions > 0 AND change >= 0
-    ORDER BY day ASC, open_sessions DESC, changed_at ASC
+    GROUP BY 1, open_sessions
+    ORDER BY 1 ASC, open_sessions DESC
 )
 
 SELECT
