@@ -25,8 +25,7 @@ ORDER BY created_at DESC, id DESC;
 SELECT id, conversation_id, message_count AS messages, session_duration_seconds AS seconds
 FROM alicia_session_stats
 WHERE created_at >= $1 - INTERVAL '7 days' AND created_at < $1
-ORDER BY created_at DESC, id DESC
-LIMIT 1000;
+ORDER BY created_at DESC, id DESC;
 
 -- query: busiest_hours
 SELECT

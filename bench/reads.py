@@ -35,7 +35,14 @@ DOCUMENTED = {
 }
 DUCKDB: dict[str, str] = dict(re.findall(r"^-- query: (\w+)\n(.*?);$", (HERE / "duckdb.sql").read_text(), re.M | re.S))
 # What has to read the sessions of its window; everything else reads sums, value counts or an index.
-READS_SESSIONS = {"engagement", "conversation_retention", "peak_concurrency", "usage_change", "usage_over_time"}
+READS_SESSIONS = {
+    "list_sessions",
+    "engagement",
+    "conversation_retention",
+    "peak_concurrency",
+    "usage_change",
+    "usage_over_time",
+}
 READS_SUMMARIES = ("session_percentiles", "metric_usage", "session_length_distribution", "engagement", "peak_concurrency")
 # A conversation has as many sessions in a large sample as in a small one.
 TYPICAL = """

@@ -8,7 +8,7 @@ SET LOCAL lock_timeout = '500ms';
 SELECT alicia_session_stats_drop('FUNCTION alicia_session_stats_' || name)
 FROM UNNEST(ARRAY[
     'repair()', 'missing_candidates()', 'sessions_without_candidate()', 'differences()', 'start(text,text)', 'is_time_zone(text)',
-    'window_end(text,text)', 'utc(text,text)', 'parse_time(text,text)', 'raise(text,text)',
+    'window_end(text,text)', 'utc(text,text)', 'parse_time(text,text)', 'raise(text,text)', 'conversations(tsmultirange)',
     'between(timestamp without time zone,timestamp without time zone)'
 ]) AS name;
 SELECT alicia_session_stats_drop('VIEW alicia_session_stats_top_sessions');

@@ -148,6 +148,26 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_between(TIMESTAMP, TIMESTAMP) IS
 'Exact sums of the sessions with since <= created_at < until (UTC), in rows to be summed; until => infinity means no upper bound';
 
+-- A call for each day sorts fewer sessions at a time than one query that groups by day, and none on disk. jit is off: the plan
+-- is made for more sessions than a day has, and compiling it for each call would take longer than the call.
+CREATE OR REPLACE FUNCTION alicia_session_stats_conversations(spans TSMULTIRANGE) RETURNS BIGINT
+LANGUAGE sql STABLE PARALLEL SAFE
+SET jit = off
+AS $function$
+SELECT COUNT(DISTINCT s.conversation_id)
+FROM UNNEST(spans) AS span
+-- OFFSET 0 makes it a look-up by index for each span, whatever the number of spans that the plan was made for.
+CROSS JOIN LATERAL (
+    SELECT o.conversation_id
+    FROM alicia_session_stats AS o
+    WHERE o.created_at >= LOWER(span) AND o.created_at < UPPER(span)
+    OFFSET 0
+) AS s
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_conversations(TSMULTIRANGE) IS
+'How many conversations have a session that starts in one of these spans (UTC)';
+
 CREATE OR REPLACE FUNCTION alicia_session_stats_raise(state TEXT, message TEXT) RETURNS TEXT
 LANGUAGE plpgsql
 AS $function$
@@ -474,6 +494,7 @@ BEGIN
     PERFORM alicia_session_stats_own(
         'FUNCTION alicia_session_stats_between(timestamp without time zone,timestamp without time zone)'
     );
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_conversations(tsmultirange)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_raise(text,text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_parse_time(text,text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_utc(text,text)');

@@ -63,7 +63,8 @@ asked AS (
             - MAKE_INTERVAL(days => :'days'::INTEGER - 1)
         ) AS first_period,
         DATE_TRUNC(unit, (LEAST(last_at, window_end) AT TIME ZONE 'UTC') AT TIME ZONE :'tz') AS last_period,
-        DATE_TRUNC(unit, (window_end AT TIME ZONE 'UTC') AT TIME ZONE :'tz') AS unfinished_period
+        DATE_TRUNC(unit, (window_end AT TIME ZONE 'UTC') AT TIME ZONE :'tz') AS unfinished_period,
+        window_end
     FROM ends
     WHERE :'days'::INTEGER > 0
 ),
@@ -76,7 +77,8 @@ sums AS (
         SUM(b.messages)::BIGINT AS messages,
         SUM(b.tool_calls)::BIGINT AS tool_calls,
         SUM(b.memories)::BIGINT AS memories,
-        SUM(b.seconds)::BIGINT AS seconds
+        SUM(b.seconds)::BIGINT AS seconds,
+        RANGE_AGG(TSRANGE(b.bucket_start, b.bucket_start + INTERVAL '15 minutes')) AS spans
     FROM asked AS a
     CROSS JOIN alicia_session_stats_between(
         alicia_session_stats_utc(:'until', :'tz')
@@ -102,26 +104,12 @@ periods AS (
     WHERE DATE_TRUNC(a.unit, (p.period_start AT TIME ZONE :'tz') AT TIME ZONE :'tz') = p.period_start
 ),
 
-active AS (
-    SELECT
-        DATE_TRUNC(a.unit, (s.created_at AT TIME ZONE 'UTC') AT TIME ZONE :'tz') AS period_start,
-        COUNT(DISTINCT s.conversation_id) AS conversations
-    FROM asked AS a
-    CROSS JOIN alicia_session_stats AS s
-    WHERE
-        s.created_at >= alicia_session_stats_utc(:'until', :'tz')
-        - MAKE_INTERVAL(days => :'days'::INTEGER + CASE :'unit' WHEN 'month' THEN 32 WHEN 'week' THEN 8 ELSE 1 END)
-        AND s.created_at < alicia_session_stats_window_end(:'until', :'tz')
-        AND :'conversations'::BOOLEAN
-    GROUP BY period_start
-),
-
 usage AS (
     SELECT
         p.period_start,
         p.is_partial,
         COALESCE(s.sessions, 0) AS sessions,
-        CASE WHEN :'conversations'::BOOLEAN THEN COALESCE(c.conversations, 0) END AS conversations,
+        COALESCE(s.spans, '{}') AS spans,
         COALESCE(s.messages, 0) AS messages,
         COALESCE(s.tool_calls, 0) AS tool_calls,
         COALESCE(s.memories, 0) AS memories,
@@ -131,13 +119,15 @@ usage AS (
         ) AS sessions_7d_mean
     FROM periods AS p
     LEFT JOIN sums AS s ON p.period_start = s.period_start
-    LEFT JOIN active AS c ON p.period_start = c.period_start
 )
 
 SELECT
     u.period_start,
     u.sessions,
-    u.conversations,
+    CASE
+        WHEN :'conversations'::BOOLEAN
+            THEN alicia_session_stats_conversations(u.spans * TSMULTIRANGE(TSRANGE(NULL, a.window_end)))
+    END AS conversations,
     u.messages,
     u.tool_calls,
     u.memories,

@@ -15,14 +15,13 @@ import alicia_session_stats as stats
 DOCUMENTED = ("average_session_metrics", "most_active_sessions", "session_stats")
 FLAT = (
     *DOCUMENTED,
-    "list_sessions",
     "busiest_hours",
     "growth_forecast",
     "session_length_distribution",
     "session_percentiles",
     "metric_usage",
 )
-READING = ("usage_change", "usage_over_time", "engagement", "peak_concurrency", "conversation_retention")
+READING = ("list_sessions", "usage_change", "usage_over_time", "engagement", "peak_concurrency", "conversation_retention")
 OPERATIONS = {"recent_activity", "sessions_before", "table_health", "verify", "verify_rollup"}
 WRITES = ("updates", "updates of the newest 1,000", "inserts")
 GOALS = {
