@@ -4,7 +4,7 @@
 
 The same messages go into three databases in turns, on a server of its own with fsync: the application's tables alone (bare);
 with the triggers of live/attach.sql (live); and with a count of the whole conversation at each message, as an application
-does that keeps no sessions (counting). Tables go to stdout.
+does that keeps no sessions (counting). Then, how long rebuild_sessions takes. Tables go to stdout.
 """
 
 # ruff: noqa: RUF001 - a times sign is one.
@@ -25,7 +25,7 @@ from typing import Any
 import psycopg
 from tabulate import tabulate
 
-from alicia_session_stats import SessionStatsError, embedded, migrate
+from alicia_session_stats import SessionStatsError, embedded, migrate, query
 from alicia_session_stats.recording import attach
 from bench.samples import create, in_turns, workplace
 
@@ -35,6 +35,7 @@ LENGTHS = (10, 100, 1_000)  # Messages in each conversation.
 BULK_LENGTH = 100
 BULK = 100_000
 BATCHES = (BULK, 1_000)  # Rows of one INSERT.
+DAYS = (1, 7, 366)  # Of the rebuilds; the last is everything.
 SYSTEMS = ("bare", "live", "counting")
 # As the application creates them, but for columns that do not matter here.
 TABLES = """
@@ -86,6 +87,18 @@ LOAD = """
         NOW() AT TIME ZONE 'UTC' + INTERVAL '1 day' + n / %(conversations)s * INTERVAL '1 minute'
         + n / %(conversations)s / 20 * INTERVAL '1 hour'
     FROM GENERATE_SERIES(%(first)s::INTEGER, %(last)s) AS n
+"""
+# Ten messages a conversation, a minute apart, over a year; each third has a tool use, each second a memory.
+YEAR = """
+    INSERT INTO alicia_conversations (id) SELECT 'ac_' || c FROM GENERATE_SERIES(1, %(messages)s / 10) AS c;
+    INSERT INTO alicia_messages (id, conversation_id, sequence_number, contents, created_at)
+    SELECT
+        MD5(c || ' ' || m), 'ac_' || c, m, REPEAT('x', 200),
+        NOW() AT TIME ZONE 'UTC' - c * (INTERVAL '3650 days' / %(messages)s) - (10 - m) * INTERVAL '1 minute'
+    FROM GENERATE_SERIES(%(messages)s / 10, 1, -1) AS c, GENERATE_SERIES(1, 10) AS m;
+    INSERT INTO alicia_tool_uses (id, message_id) SELECT id, id FROM alicia_messages WHERE sequence_number %% 3 = 0;
+    INSERT INTO alicia_memory_used (id, message_id, memory_id)
+    SELECT id, id, sequence_number FROM alicia_messages WHERE sequence_number %% 2 = 0;
 """
 UNLOAD = "DELETE FROM alicia_messages WHERE created_at > NOW() AT TIME ZONE 'UTC' + INTERVAL '1 hour'"
 CHECK = "SELECT * FROM alicia_session_stats_compare(ARRAY(SELECT id FROM alicia_conversations), 30) WHERE action <> 'keep'"
@@ -155,10 +168,30 @@ def measure_bulk(databases: dict[str, Connection], rounds: int, batch: int) -> l
     return row(f"{BULK:,} in statements of {batch:,}", found)
 
 
+def measure_rebuilds(server: str, messages: int, rounds: int) -> list[list[Any]]:
+    """Seconds of a rebuild that finds nothing to write, of windows and of everything."""
+    database = create(server, "rebuilds")
+    database.execute(TABLES)
+    psycopg.ClientCursor(database).execute(YEAR, {"messages": messages})
+    migrate(database.info.dsn)
+    query(database, "rebuild_sessions")
+    database.execute("VACUUM ANALYZE")
+    rows = list[list[Any]]()
+    for days in DAYS:
+        found = list[float]()
+        for _ in range(rounds):
+            begun = time.monotonic()
+            query(database, "rebuild_sessions", since_days=days)
+            found.append(time.monotonic() - begun)
+        rows.append([f"since_days={days}, of {messages:,} messages in a year", f"{statistics.median(found):.2f}"])
+    return rows
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.live", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=5, help="of a round (5)")
     parser.add_argument("--rounds", type=int, default=5, help="of each measure (5)")
+    parser.add_argument("--messages", type=int, default=1_000_000, help="of the rebuilds (1000000)")
     options = parser.parse_args(arguments)
     headers = ["messages a second", *SYSTEMS, "live / bare"]
     with workplace(None) as (folder, server):
@@ -171,7 +204,9 @@ def main(arguments: Sequence[str]) -> int:
             if databases["live"].execute(CHECK).fetchall():
                 raise SessionStatsError("the sessions are not those of the messages")
         print(tabulate(messages, headers, "github", disable_numparse=True), end="\n\n")
-        print(tabulate(bulk, headers, "github", disable_numparse=True))
+        print(tabulate(bulk, headers, "github", disable_numparse=True), end="\n\n")
+        rebuilds = measure_rebuilds(server, options.messages, min(options.rounds, 3))
+        print(tabulate(rebuilds, ["rebuild", "seconds"], "github", disable_numparse=True))
     return 0
 
 

@@ -22,7 +22,7 @@ $migration$;
 
 SELECT alicia_session_stats_drop('FUNCTION alicia_session_stats_' || name)
 FROM UNNEST(ARRAY[
-    'rebuild(text[],integer)', 'source_problems(boolean)', 'source_tables()', 'attached_gap()', 'recompute(text[],integer)',
+    'rebuild(integer,integer)', 'source_problems(boolean)', 'source_tables()', 'attached_gap()', 'recompute(text[],integer)',
     'compare(text[],integer)', 'compute(text[],integer)',
     'session_id(text,timestamp without time zone)'
 ]) AS name;

@@ -43,26 +43,4 @@ SELECT
     r.deleted,
     r.unchanged,
     r.orphaned
-FROM alicia_session_stats_rebuild(
-    ARRAY(
-        SELECT m.conversation_id
-        FROM alicia_messages AS m
-        WHERE
-            m.created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'since_days')
-            OR m.deleted_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'since_days')
-        UNION
-        SELECT s.conversation_id
-        FROM alicia_session_stats AS s
-        WHERE s.created_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'since_days')
-        UNION
-        -- Where alicia_conversations has no deleted_at, the name means that of the outer row.
-        SELECT c.id
-        FROM (SELECT NULL::TIMESTAMP AS deleted_at) AS absent
-        CROSS JOIN LATERAL (
-            SELECT id
-            FROM alicia_conversations
-            WHERE deleted_at >= NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => :'since_days')
-        ) AS c
-    ),
-    :'gap_minutes'
-) AS r;
+FROM alicia_session_stats_rebuild(since_days => :'since_days', gap_minutes => :'gap_minutes') AS r;

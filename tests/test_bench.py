@@ -82,8 +82,13 @@ def test_a_mistake_is_one_line(arguments: list[str], said: str) -> None:
 
 @pytest.mark.slow
 def test_live_recording_is_measured_beside_the_bare_tables_and_counting() -> None:
-    command = [sys.executable, "-m", "bench.live", "--seconds", "0.1", "--rounds", "1"]
+    command = [sys.executable, "-m", "bench.live", "--seconds", "0.1", "--rounds", "1", "--messages", "1000"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
-    for measure in ("10 messages in each conversation", "1,000 messages in each conversation", "100,000 in statements of 1,000"):
+    for measure in (
+        "10 messages in each conversation",
+        "1,000 messages in each conversation",
+        "100,000 in statements of 1,000",
+        "since_days=366, of 1,000 messages in a year",
+    ):
         assert f"| {measure} " in result.stdout
