@@ -296,6 +296,7 @@ SET plan_cache_mode = force_custom_plan
 SET jit = off
 SET cpu_tuple_cost = 0.1
 AS $function$
+#variable_conflict use_variable
 DECLARE
     -- In the query below, the expression itself would be computed for each message.
     since CONSTANT TIMESTAMP := NOW() AT TIME ZONE 'UTC' - MAKE_INTERVAL(days => since_days);

@@ -15,6 +15,8 @@
 -- Model: a session starts at its first message and ends at the creation of its last. It counts its messages, the tool uses
 --     of these and the distinct memories used for these. Rows with a deleted_at do not count, nor does anything of a
 --     conversation that has one, where that table has the column. Times are UTC.
+-- Cost: scans alicia_messages once, because that has no index on created_at, and alicia_conversations. With a short since_days
+--     it finds all else by the application's indexes on conversation_id and message_id.
 -- Reads: idx_session_stats_created_at
 --
 -- The application's tables: alicia_messages (id, conversation_id, created_at, deleted_at), alicia_tool_uses (message_id,

@@ -406,6 +406,13 @@ def test_message_exactly_since_days_ago_is_inside(app: Connection) -> None:
         assert rebuild(app, since_days=2) == {"inserted": 1}
 
 
+@pytest.mark.parametrize("name", ["alicia_conversations", "alicia_messages"])
+def test_further_column_named_since_does_not_matter(app: Connection, name: str) -> None:
+    app.execute(f"ALTER TABLE {name} ADD COLUMN since TIMESTAMP".encode())
+    send(app, START)
+    assert rebuild(app) == {"inserted": 1}
+
+
 def test_conversation_is_recent_by_a_deleted_message_or_by_a_session(app: Connection) -> None:
     now = scalar(app, "SELECT NOW() AT TIME ZONE 'UTC'")
     old, recent = send(app, now - timedelta(days=10)), send(app, now - timedelta(days=1), "ac_2")
