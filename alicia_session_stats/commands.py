@@ -62,7 +62,7 @@ def run_status(a: Namespace) -> int:
 
 
 def run_verify(a: Namespace) -> int:
-    rows = verify(a.database)
+    rows = verify(a.database, days=a.days, until=a.until)
     if a.format == "prometheus":  # The number says it. A cron job that stops at an error would leave the old one.
         write_gauge(sys.stdout, "verify_differences", "Differences that the command verify has found.", len(rows))
         return 0

@@ -20,16 +20,18 @@ VERIFY_TIMEOUT = 30  # Seconds.
 FIX_EDITED = "restore the released file, or roll it back and migrate again"
 
 
-def verify(conninfo: str | None = None) -> list[dict[str, Any]]:
-    """Compare a database with what the migrations promise: files, objects, and every session with the rollup.
+def verify(conninfo: str | None = None, *, days: int | str | None = None, until: object = None) -> list[dict[str, Any]]:
+    """Compare a database with what the migrations promise: files, objects, and the rollup with the sessions.
 
     Args:
         conninfo: the database, or None for the configured one.
+        days, until: the parameters of the query verify_rollup: the sessions to compare. Without them, every session.
 
     Returns:
         One dict for each difference, with object, found, expected and fix (str); empty when there is none.
 
     Raises:
+        UsageError: days or until is wrong.
         SessionStatsError: the database cannot be read.
     """
     migrations = read_migrations()
@@ -38,7 +40,7 @@ def verify(conninfo: str | None = None) -> list[dict[str, Any]]:
         applied = read_applied(connection)
         rows = [_edited_row(migration, applied) for migration in edited_migrations(migrations, applied)]
         rows += query(connection, "verify", timeout=VERIFY_TIMEOUT)
-        return rows + _verify_rollup(connection, has_differences=bool(rows))
+        return rows + _verify_rollup(connection, days, until, has_differences=bool(rows))
 
 
 def edited_migrations(migrations: Sequence[Migration], applied: Mapping[str, Applied]) -> list[Migration]:
@@ -87,10 +89,12 @@ def _edited_row(migration: Migration, applied: Mapping[str, Applied]) -> dict[st
     }
 
 
-def _verify_rollup(connection: Connection, *, has_differences: bool) -> list[dict[str, Any]]:
+def _verify_rollup(
+    connection: Connection, days: int | str | None, until: object, *, has_differences: bool
+) -> list[dict[str, Any]]:
     """The differences between the sessions and the rollup; none when missing objects leave nothing to compare."""
     try:
-        return query(connection, "verify_rollup", timeout=3600)
+        return query(connection, "verify_rollup", timeout=3600, days=days, until=until)
     except SessionStatsError as error:
         if has_differences and error.sqlstate in (*UNDEFINED, DENIED):
             return []

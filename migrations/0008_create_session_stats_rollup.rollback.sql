@@ -8,4 +8,5 @@ SET LOCAL lock_timeout = '500ms';
 SELECT alicia_session_stats_drop('TABLE alicia_session_stats_rollup');
 SELECT alicia_session_stats_drop('TABLE alicia_session_stats_top_candidates');
 SELECT alicia_session_stats_drop('TABLE alicia_session_stats_top_cutoff');
+SELECT alicia_session_stats_drop('TABLE alicia_session_stats_summaries');
 SELECT alicia_session_stats_drop('SEQUENCE alicia_session_stats_lowerings');

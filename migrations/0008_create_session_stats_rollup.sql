@@ -1,4 +1,4 @@
--- Create the tables of the rollup: sums for each quarter of an hour, and the sessions with the most messages.
+-- Create the tables of the rollup: sums for each quarter of an hour, the sessions with the most messages, and value counts.
 --
 -- Why: averages, trends and the most active sessions are asked often, and their cost must not grow with
 --      alicia_session_stats. A bucket is a quarter of an hour, since every UTC offset in use today is
@@ -100,6 +100,31 @@ COMMENT ON COLUMN alicia_session_stats_top_cutoff.lowerings IS
 COMMENT ON INDEX idx_session_stats_top_cutoff IS
 'Allows one row only';
 
+CREATE TABLE IF NOT EXISTS alicia_session_stats_summaries (
+    metric TEXT NOT NULL,
+    hours INTEGER NOT NULL,
+    starts_at TIMESTAMP NOT NULL,
+    stamp NUMERIC NOT NULL,
+    counted_values INTEGER[] NOT NULL,
+    sessions INTEGER[] NOT NULL,
+    CONSTRAINT alicia_session_stats_summaries_pkey PRIMARY KEY (metric, hours, starts_at)
+);
+
+COMMENT ON TABLE alicia_session_stats_summaries IS
+'Private: value counts of whole hours and days of alicia_session_stats, written by alicia_session_stats_summarize().';
+COMMENT ON COLUMN alicia_session_stats_summaries.metric IS
+'messages, tool_calls, memories or seconds';
+COMMENT ON COLUMN alicia_session_stats_summaries.hours IS
+'Length: 1, or 24 for a day (UTC)';
+COMMENT ON COLUMN alicia_session_stats_summaries.starts_at IS
+'Start of the hour or day (UTC) in which the sessions start';
+COMMENT ON COLUMN alicia_session_stats_summaries.stamp IS
+'Sum of the stamps of its rollup rows when it was computed; where it differs from the present sum, the summary is stale';
+COMMENT ON COLUMN alicia_session_stats_summaries.counted_values IS
+'The distinct values of the metric, ascending';
+COMMENT ON COLUMN alicia_session_stats_summaries.sessions IS
+'For each of these values, the number of sessions that have it';
+
 CREATE SEQUENCE IF NOT EXISTS alicia_session_stats_lowerings;
 
 COMMENT ON SEQUENCE alicia_session_stats_lowerings IS
@@ -145,6 +170,7 @@ BEGIN
         PERFORM alicia_session_stats_own('TABLE alicia_session_stats_' || created, is_closed => TRUE);
         PERFORM alicia_session_stats_own('INDEX idx_session_stats_' || created);
     END LOOP;
+    PERFORM alicia_session_stats_own('TABLE alicia_session_stats_summaries', is_closed => TRUE);
     PERFORM alicia_session_stats_own('SEQUENCE alicia_session_stats_lowerings', is_closed => TRUE);
 END
 $migration$;

@@ -7,10 +7,11 @@ SET LOCAL lock_timeout = '500ms';
 
 SELECT alicia_session_stats_drop('FUNCTION alicia_session_stats_' || name)
 FROM UNNEST(ARRAY[
-    'repair()', 'missing_candidates()', 'sessions_without_candidate()', 'differences()', 'start(text,text)', 'is_time_zone(text)',
+    'repair()', 'differences(timestamp without time zone,timestamp without time zone)', 'start(text,text)', 'is_time_zone(text)',
     'window_end(text,text)', 'utc(text,text)', 'parse_time(text,text)', 'raise(text,text)', 'conversations(tsmultirange)',
     'between(timestamp without time zone,timestamp without time zone)'
 ]) AS name;
 SELECT alicia_session_stats_drop('VIEW alicia_session_stats_top_sessions');
 SELECT alicia_session_stats_drop('VIEW alicia_session_stats_quarter_hours');
+SELECT alicia_session_stats_drop('VIEW alicia_session_stats_stamps');
 SELECT alicia_session_stats_drop('VIEW alicia_session_stats_parts');

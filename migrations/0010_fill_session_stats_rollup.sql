@@ -32,6 +32,21 @@ COMMENT ON COLUMN alicia_session_stats_parts.memories IS
 COMMENT ON COLUMN alicia_session_stats_parts.seconds IS
 'Duration of these sessions (seconds), to be summed';
 
+-- Added up, not XORed: two rows that are equal must not cancel each other.
+CREATE OR REPLACE VIEW alicia_session_stats_stamps AS
+SELECT
+    r.bucket_start,
+    HASH_RECORD_EXTENDED(r, 0::BIGINT) AS stamp
+FROM alicia_session_stats_rollup AS r
+CROSS JOIN (SELECT WHERE NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::REGCLASS)) AS sees_all_sessions;
+
+COMMENT ON VIEW alicia_session_stats_stamps IS
+'Private: a hash of each row of the rollup. The sum over a period identifies the state of its sessions.';
+COMMENT ON COLUMN alicia_session_stats_stamps.bucket_start IS
+'Start of the quarter of an hour (UTC)';
+COMMENT ON COLUMN alicia_session_stats_stamps.stamp IS
+'Hash of the rollup row';
+
 CREATE OR REPLACE VIEW alicia_session_stats_quarter_hours AS
 SELECT
     bucket_start,
@@ -296,76 +311,140 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_start(TEXT, TEXT) IS
 'Private: starts a session of a conversation, for start_session; with an id other than new, once';
 
-CREATE OR REPLACE FUNCTION alicia_session_stats_differences()
-RETURNS TABLE (bucket_start TIMESTAMP, sessions BIGINT, messages BIGINT, tool_calls BIGINT, memories BIGINT, seconds BIGINT)
+CREATE OR REPLACE FUNCTION alicia_session_stats_differences(since TIMESTAMP, until TIMESTAMP)
+RETURNS TABLE (
+    kind TEXT, starts_at TIMESTAMP, hours INTEGER, sessions BIGINT, messages BIGINT, tool_calls BIGINT, memories BIGINT,
+    seconds BIGINT
+)
 -- SECURITY DEFINER, so that a role that reads the views can verify them. It tells differences only.
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET jit = off
+SET plan_cache_mode = force_custom_plan -- A short window needs another plan than a long one.
+SET enable_nestloop = off -- The planner expects only few of the summaries to hold.
 AS $function$
 #variable_conflict use_column
+DECLARE
+    -- Whole days, so that no quarter of an hour, hour or day is cut.
+    opens CONSTANT TIMESTAMP := DATE_TRUNC('day'::TEXT, since);
+    closes CONSTANT TIMESTAMP := DATE_TRUNC('day'::TEXT, until - INTERVAL '1 microsecond') + INTERVAL '24 hours';
+    cutoff RECORD;
+    listed BIGINT;
 BEGIN
     IF ROW_SECURITY_ACTIVE('alicia_session_stats'::TEXT) THEN
         RAISE EXCEPTION 'a row-level security policy hides sessions from %, so that the rollup cannot be compared', CURRENT_USER
             USING ERRCODE = 'insufficient_privilege', HINT = 'ALTER TABLE alicia_session_stats NO FORCE ROW LEVEL SECURITY;';
     END IF;
+    SELECT * INTO cutoff FROM alicia_session_stats_top_cutoff;
+    -- No session has so many messages: on Citus, where no candidates are kept and the view is every session.
+    SELECT COUNT(*) INTO listed
+    FROM alicia_session_stats_top_sessions AS t
+    WHERE cutoff.message_count < 2147483647
+        AND t.created_at >= opens AND (t.created_at < closes OR closes = 'infinity'::TIMESTAMP);
+
     RETURN QUERY
-    SELECT
-        bucket_start, SUM(sessions)::BIGINT, SUM(messages)::BIGINT, SUM(tool_calls)::BIGINT, SUM(memories)::BIGINT,
-        SUM(seconds)::BIGINT
-    FROM (
+    -- The only read of the sessions.
+    WITH counted AS MATERIALIZED (
         SELECT
-            alicia_session_stats_bucket(created_at) AS bucket_start,
+            alicia_session_stats_bucket(s.created_at) AS bucket_start,
             COUNT(*) AS sessions,
-            SUM(message_count) AS messages,
-            SUM(tool_call_count) AS tool_calls,
-            SUM(memories_used) AS memories,
-            SUM(session_duration_seconds) AS seconds
-        FROM alicia_session_stats
-        GROUP BY alicia_session_stats_bucket(created_at)
-        UNION ALL
-        SELECT bucket_start, -sessions, -messages, -tool_calls, -memories, -seconds
-        FROM alicia_session_stats_parts
-    ) AS parts
-    GROUP BY bucket_start
-    HAVING (SUM(sessions)::BIGINT, SUM(messages)::BIGINT, SUM(tool_calls)::BIGINT, SUM(memories)::BIGINT, SUM(seconds)::BIGINT)
-        <> (0, 0, 0, 0, 0);
+            SUM(s.message_count) AS messages,
+            SUM(s.tool_call_count) AS tool_calls,
+            SUM(s.memories_used) AS memories,
+            SUM(s.session_duration_seconds) AS seconds,
+            COUNT(*) FILTER (
+                WHERE (s.message_count, s.created_at, s.id) >= (cutoff.message_count, cutoff.created_at, cutoff.id)
+            ) AS top_sessions,
+            -- Value counts are compared by the sums of their hashes, because grouping by each value takes four times the CPU.
+            SUM(HASHINT4(s.message_count)) AS message_hashes,
+            SUM(HASHINT4(s.tool_call_count)) AS tool_call_hashes,
+            SUM(HASHINT4(s.memories_used)) AS memory_hashes,
+            SUM(HASHINT4(s.session_duration_seconds)) AS second_hashes
+        FROM alicia_session_stats AS s
+        WHERE s.created_at >= opens AND (s.created_at < closes OR closes = 'infinity'::TIMESTAMP)
+        GROUP BY alicia_session_stats_bucket(s.created_at)
+    ),
+
+    differing AS (
+        SELECT
+            p.bucket_start,
+            SUM(p.sessions)::BIGINT AS sessions,
+            SUM(p.messages)::BIGINT AS messages,
+            SUM(p.tool_calls)::BIGINT AS tool_calls,
+            SUM(p.memories)::BIGINT AS memories,
+            SUM(p.seconds)::BIGINT AS seconds
+        FROM (
+            SELECT c.bucket_start, c.sessions, c.messages, c.tool_calls, c.memories, c.seconds
+            FROM counted AS c
+            UNION ALL
+            SELECT r.bucket_start, -r.sessions, -r.messages, -r.tool_calls, -r.memories, -r.seconds
+            FROM alicia_session_stats_parts AS r
+            WHERE r.bucket_start >= opens AND (r.bucket_start < closes OR closes = 'infinity'::TIMESTAMP)
+        ) AS p
+        GROUP BY p.bucket_start
+    ),
+
+    hashed AS (
+        SELECT
+            u.hours,
+            DATE_TRUNC(u.unit, c.bucket_start) AS starts_at,
+            SUM(c.message_hashes) AS messages,
+            SUM(c.tool_call_hashes) AS tool_calls,
+            SUM(c.memory_hashes) AS memories,
+            SUM(c.second_hashes) AS seconds
+        FROM counted AS c
+        CROSS JOIN (VALUES (1, 'hour'::TEXT), (24, 'day'::TEXT)) AS u (hours, unit)
+        GROUP BY u.hours, DATE_TRUNC(u.unit, c.bucket_start)
+    ),
+
+    stamped AS (
+        SELECT u.hours, DATE_TRUNC(u.unit, r.bucket_start) AS starts_at, SUM(r.stamp) AS stamp
+        FROM alicia_session_stats_stamps AS r
+        CROSS JOIN (VALUES (1, 'hour'::TEXT), (24, 'day'::TEXT)) AS u (hours, unit)
+        WHERE r.bucket_start >= opens AND r.bucket_start < closes
+        GROUP BY u.hours, DATE_TRUNC(u.unit, r.bucket_start)
+    ),
+
+    summarized AS MATERIALIZED (
+        SELECT
+            s.metric,
+            s.hours,
+            s.starts_at,
+            s.stamp,
+            (
+                SELECT SUM(HASHINT4(v.counted_value)::BIGINT * v.sessions)
+                FROM UNNEST(s.counted_values, s.sessions) AS v (counted_value, sessions)
+            ) AS hashes
+        FROM alicia_session_stats_summaries AS s
+        -- The first two are always true, and let the primary key find the window.
+        WHERE s.metric IN ('messages'::TEXT, 'tool_calls'::TEXT, 'memories'::TEXT, 'seconds'::TEXT) AND s.hours IN (1, 24)
+            AND s.starts_at >= opens AND s.starts_at < closes
+    )
+
+    SELECT 'quarter hours'::TEXT, d.bucket_start, 0, d.sessions, d.messages, d.tool_calls, d.memories, d.seconds
+    FROM differing AS d
+    WHERE (d.sessions, d.messages, d.tool_calls, d.memories, d.seconds) <> (0, 0, 0, 0, 0)
+    UNION ALL
+    SELECT 'top sessions'::TEXT, opens, 0, SUM(c.top_sessions)::BIGINT - listed, 0, 0, 0, 0
+    FROM counted AS c
+    HAVING SUM(c.top_sessions)::BIGINT > listed
+    UNION ALL
+    -- A summary whose stamp does not agree is not read.
+    SELECT DISTINCT 'summaries'::TEXT, s.starts_at, s.hours, 0, 0, 0, 0, 0
+    FROM summarized AS s
+    INNER JOIN stamped AS p ON p.hours = s.hours AND p.starts_at = s.starts_at AND p.stamp = s.stamp
+    LEFT JOIN hashed AS h ON h.hours = s.hours AND h.starts_at = s.starts_at
+    WHERE s.hashes IS DISTINCT FROM CASE s.metric
+        WHEN 'messages'::TEXT THEN h.messages
+        WHEN 'tool_calls'::TEXT THEN h.tool_calls
+        WHEN 'memories'::TEXT THEN h.memories
+        ELSE h.seconds
+    END;
 END
 $function$;
 
-COMMENT ON FUNCTION alicia_session_stats_differences() IS
-'Private: what each bucket of the rollup lacks. No row, unless a write bypassed the triggers. Reads every session.';
-
-CREATE OR REPLACE FUNCTION alicia_session_stats_sessions_without_candidate() RETURNS SETOF alicia_session_stats_top_candidates
-LANGUAGE plpgsql STABLE
-AS $function$
-BEGIN
-    RETURN QUERY
-    SELECT s.message_count, s.created_at, s.id, s.conversation_id
-    FROM alicia_session_stats AS s
-    CROSS JOIN alicia_session_stats_top_cutoff AS t
-    WHERE (s.message_count, s.created_at, s.id) >= (t.message_count, t.created_at, t.id)
-        AND NOT EXISTS (
-            SELECT FROM alicia_session_stats_top_candidates AS c
-            WHERE c.message_count = s.message_count AND c.created_at = s.created_at
-                AND c.id = s.id AND c.conversation_id = s.conversation_id
-        );
-END
-$function$;
-
-COMMENT ON FUNCTION alicia_session_stats_sessions_without_candidate() IS
-'Private: the sessions from the cutoff up that are no top candidates. None, unless a write bypassed the triggers.';
-
-CREATE OR REPLACE FUNCTION alicia_session_stats_missing_candidates() RETURNS BIGINT
-LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $function$
-BEGIN
-    RETURN (SELECT COUNT(*) FROM alicia_session_stats_sessions_without_candidate());
-END
-$function$;
-
-COMMENT ON FUNCTION alicia_session_stats_missing_candidates() IS
-'Private: how many sessions from the cutoff up are no top candidates: 0, unless a write bypassed the triggers';
+COMMENT ON FUNCTION alicia_session_stats_differences(TIMESTAMP, TIMESTAMP) IS
+'Private: the quarters of an hour, top sessions and summaries that differ from the sessions of the days of a window, with what the rollup lacks. No row, unless a write bypassed the triggers.';
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_repair() RETURNS TABLE (object TEXT, corrections BIGINT)
 LANGUAGE plpgsql
@@ -377,6 +456,7 @@ DECLARE
     repair_lock CONSTANT INTEGER := -2;
     no_slot CONSTANT INTEGER := 2147483647;
     list_size CONSTANT BIGINT := 1000;
+    summaries BIGINT;
     step BIGINT;
     is_lowered BOOLEAN := FALSE;
     holders TEXT;
@@ -388,25 +468,45 @@ BEGIN
     -- Two repairs would both insert what is missing: the second must see the rows of the first.
     PERFORM PG_ADVISORY_XACT_LOCK(lock_class, repair_lock);
 
-    -- Rows to be merged, so that no row is touched that a writer changes, and neither waits for the other. The setting tells
-    -- the trigger on the rollup that these are not the rows of a dump.
+    -- One statement reads the sessions once and corrects the sums and the summaries. The sums get rows to be merged, so that
+    -- no row is touched that a writer changes, and neither waits for the other. The setting tells the trigger on the rollup
+    -- that these are not the rows of a dump.
     PERFORM SET_CONFIG('alicia_session_stats.is_repair', 'on', TRUE);
-    INSERT INTO alicia_session_stats_rollup
+    WITH found AS (
+        SELECT *
+        FROM alicia_session_stats_differences(TIMESTAMP '-infinity', TIMESTAMP 'infinity')
+    ),
+
+    added AS (
+        INSERT INTO alicia_session_stats_rollup
+        SELECT
+            f.starts_at,
+            no_slot,
+            CLOCK_TIMESTAMP() AT TIME ZONE 'UTC',
+            NULL,
+            f.sessions,
+            f.messages,
+            f.tool_calls,
+            f.memories,
+            f.seconds
+        FROM found AS f
+        WHERE f.kind = 'quarter hours'::TEXT
+        ORDER BY f.starts_at
+    ),
+
+    deleted AS (
+        DELETE FROM alicia_session_stats_summaries AS s
+        USING found AS f
+        WHERE f.kind = 'summaries'::TEXT AND s.hours = f.hours AND s.starts_at = f.starts_at
+    )
+
     SELECT
-        d.bucket_start,
-        no_slot,
-        CLOCK_TIMESTAMP() AT TIME ZONE 'UTC',
-        NULL,
-        d.sessions,
-        d.messages,
-        d.tool_calls,
-        d.memories,
-        d.seconds
-    FROM alicia_session_stats_differences() AS d
-    ORDER BY d.bucket_start;
-    object := 'quarter hours';
-    GET DIAGNOSTICS corrections = ROW_COUNT;
+        COUNT(*) FILTER (WHERE f.kind = 'quarter hours'::TEXT),
+        COUNT(*) FILTER (WHERE f.kind = 'summaries'::TEXT)
+    INTO corrections, summaries
+    FROM found AS f;
     PERFORM SET_CONFIG('alicia_session_stats.is_repair', 'off', TRUE);
+    object := 'quarter hours';
     RETURN NEXT;
 
     object := 'top sessions';
@@ -416,7 +516,15 @@ BEGIN
     GET DIAGNOSTICS corrections = ROW_COUNT;
     LOOP
         INSERT INTO alicia_session_stats_top_candidates
-        SELECT * FROM alicia_session_stats_sessions_without_candidate();
+        SELECT s.message_count, s.created_at, s.id, s.conversation_id
+        FROM alicia_session_stats AS s
+        CROSS JOIN alicia_session_stats_top_cutoff AS t
+        WHERE (s.message_count, s.created_at, s.id) >= (t.message_count, t.created_at, t.id)
+            AND NOT EXISTS (
+                SELECT FROM alicia_session_stats_top_candidates AS c
+                WHERE c.message_count = s.message_count AND c.created_at = s.created_at
+                    AND c.id = s.id AND c.conversation_id = s.conversation_id
+            );
         GET DIAGNOSTICS step = ROW_COUNT;
         corrections := corrections + step;
         EXIT WHEN is_lowered
@@ -449,15 +557,9 @@ BEGIN
     END LOOP;
     RETURN NEXT;
 
-    -- The next migration creates the summaries.
-    IF TO_REGCLASS('alicia_session_stats_summaries') IS NOT NULL THEN
-        object := 'summaries';
-        DELETE FROM alicia_session_stats_summaries AS s
-        USING alicia_session_stats_wrong_summaries(TIMESTAMP '-infinity', TIMESTAMP 'infinity') AS w
-        WHERE s.metric = w.metric AND s.hours = w.hours AND s.starts_at = w.starts_at;
-        GET DIAGNOSTICS corrections = ROW_COUNT;
-        RETURN NEXT;
-    END IF;
+    object := 'summaries';
+    corrections := summaries;
+    RETURN NEXT;
 EXCEPTION WHEN lock_not_available THEN
     SELECT STRING_AGG(
         DISTINCT COALESCE(
@@ -487,13 +589,14 @@ COMMENT ON FUNCTION alicia_session_stats_repair() IS
 'Repairs the rollup after writes that bypassed the triggers, or many deletions. Returns the number of corrections.';
 
 DO $migration$
+DECLARE
+    window_of CONSTANT TEXT := 'timestamp without time zone,timestamp without time zone)';
 BEGIN
     PERFORM alicia_session_stats_own('VIEW alicia_session_stats_parts');
+    PERFORM alicia_session_stats_own('VIEW alicia_session_stats_stamps');
     PERFORM alicia_session_stats_own('VIEW alicia_session_stats_quarter_hours');
     PERFORM alicia_session_stats_own('VIEW alicia_session_stats_top_sessions');
-    PERFORM alicia_session_stats_own(
-        'FUNCTION alicia_session_stats_between(timestamp without time zone,timestamp without time zone)'
-    );
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_between(' || window_of);
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_conversations(tsmultirange)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_raise(text,text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_parse_time(text,text)');
@@ -501,9 +604,7 @@ BEGIN
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_window_end(text,text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_is_time_zone(text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_start(text,text)');
-    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_differences()');
-    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_sessions_without_candidate()', is_closed => TRUE);
-    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_missing_candidates()');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_differences(' || window_of);
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_repair()', is_closed => TRUE);
 
     -- Computes the sums of the existing sessions. Others see the views when this commits.

@@ -1,13 +1,12 @@
--- Drop the summaries, and the functions that read and write them.
+-- Drop the functions that read and write the summaries.
 --
--- Why: the stamps read the rollup, which is about to be dropped.
--- Locks: ACCESS EXCLUSIVE on the summaries for an instant.
+-- Why: the views that they read are about to be dropped.
+-- Locks: ACCESS EXCLUSIVE on the view of the summaries for an instant.
 -- Rollback: no session is lost. Queries that read value counts no longer run.
 SET LOCAL lock_timeout = '500ms';
 
 SELECT alicia_session_stats_drop('FUNCTION alicia_session_stats_' || name)
 FROM UNNEST(ARRAY[
-    'wrong_summaries(timestamp without time zone,timestamp without time zone)',
     'summarize(bigint)',
     'days_to_summarize(timestamp without time zone)',
     'open_at(timestamp without time zone)',
@@ -16,6 +15,4 @@ FROM UNNEST(ARRAY[
     'computed_summaries(timestamp without time zone,timestamp without time zone)',
     'periods(timestamp without time zone,timestamp without time zone)'
 ]) AS name;
-SELECT alicia_session_stats_drop('VIEW alicia_session_stats_stamps');
 SELECT alicia_session_stats_drop('VIEW alicia_session_stats_value_summaries');
-SELECT alicia_session_stats_drop('TABLE alicia_session_stats_summaries');

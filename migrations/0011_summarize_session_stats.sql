@@ -8,33 +8,8 @@
 --      own snapshot has the same stamp, and otherwise reads the sessions of that hour or day.
 --      docs/design.md explains it.
 -- Locks: none on the application's tables. Readers and writers go on.
--- Rollback: drops the summaries and the functions that read them. No session is lost.
+-- Rollback: drops the functions that read and write summaries. No session is lost.
 SET LOCAL lock_timeout = '500ms';
-
-CREATE TABLE IF NOT EXISTS alicia_session_stats_summaries (
-    metric TEXT NOT NULL,
-    hours INTEGER NOT NULL,
-    starts_at TIMESTAMP NOT NULL,
-    stamp NUMERIC NOT NULL,
-    counted_values INTEGER[] NOT NULL,
-    sessions INTEGER[] NOT NULL,
-    CONSTRAINT alicia_session_stats_summaries_pkey PRIMARY KEY (metric, hours, starts_at)
-);
-
-COMMENT ON TABLE alicia_session_stats_summaries IS
-'Private: value counts of whole hours and days of alicia_session_stats, written by alicia_session_stats_summarize().';
-COMMENT ON COLUMN alicia_session_stats_summaries.metric IS
-'messages, tool_calls, memories or seconds';
-COMMENT ON COLUMN alicia_session_stats_summaries.hours IS
-'Length: 1, or 24 for a day (UTC)';
-COMMENT ON COLUMN alicia_session_stats_summaries.starts_at IS
-'Start of the hour or day (UTC) in which the sessions start';
-COMMENT ON COLUMN alicia_session_stats_summaries.stamp IS
-'Sum of the stamps of its rollup rows when it was computed; where it differs from the present sum, the summary is stale';
-COMMENT ON COLUMN alicia_session_stats_summaries.counted_values IS
-'The distinct values of the metric, ascending';
-COMMENT ON COLUMN alicia_session_stats_summaries.sessions IS
-'For each of these values, the number of sessions that have it';
 
 -- As in the views of the rollup: empty for a role to which a policy applies, which then reads the sessions.
 CREATE OR REPLACE VIEW alicia_session_stats_value_summaries AS
@@ -57,21 +32,6 @@ COMMENT ON COLUMN alicia_session_stats_value_summaries.counted_values IS
 'The distinct values of the metric, ascending';
 COMMENT ON COLUMN alicia_session_stats_value_summaries.sessions IS
 'For each of these values, the number of sessions that have it';
-
--- Added up, not XORed: two rows that are equal must not cancel each other.
-CREATE OR REPLACE VIEW alicia_session_stats_stamps AS
-SELECT
-    r.bucket_start,
-    HASH_RECORD_EXTENDED(r, 0::BIGINT) AS stamp
-FROM alicia_session_stats_rollup AS r
-CROSS JOIN (SELECT WHERE NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::REGCLASS)) AS sees_all_sessions;
-
-COMMENT ON VIEW alicia_session_stats_stamps IS
-'Private: a hash of each row of the rollup. The sum over a period identifies the state of its sessions.';
-COMMENT ON COLUMN alicia_session_stats_stamps.bucket_start IS
-'Start of the quarter of an hour (UTC)';
-COMMENT ON COLUMN alicia_session_stats_stamps.stamp IS
-'Hash of the rollup row';
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_periods(since TIMESTAMP, until TIMESTAMP)
 RETURNS TABLE (hours INTEGER, starts_at TIMESTAMP, stamp NUMERIC)
@@ -382,47 +342,11 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_summarize(BIGINT) IS
 'Summarizes the newest days that need it, until it has read batch sessions. Returns how many days remain.';
 
-CREATE OR REPLACE FUNCTION alicia_session_stats_wrong_summaries(since TIMESTAMP, until TIMESTAMP)
-RETURNS TABLE (metric TEXT, hours INTEGER, starts_at TIMESTAMP)
--- SECURITY DEFINER, so that a role that reads the views can verify the summaries. It tells differences only.
-LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-SET jit = off
-AS $function$
-#variable_conflict use_column
-BEGIN
-    IF ROW_SECURITY_ACTIVE('alicia_session_stats'::TEXT) THEN
-        RAISE EXCEPTION 'a row-level security policy hides sessions from %, so that the summaries cannot be compared', CURRENT_USER
-            USING ERRCODE = 'insufficient_privilege', HINT = 'ALTER TABLE alicia_session_stats NO FORCE ROW LEVEL SECURITY;';
-    END IF;
-    -- On Citus there is none, and it could not plan what follows.
-    IF NOT EXISTS (SELECT FROM alicia_session_stats_summaries) THEN
-        RETURN;
-    END IF;
-    RETURN QUERY
-    SELECT s.metric, s.hours, s.starts_at
-    FROM (
-        SELECT DISTINCT DATE_TRUNC('day'::TEXT, h.starts_at) AS starts_at
-        FROM alicia_session_stats_summaries AS h
-        WHERE h.metric = 'messages'::TEXT AND h.hours = 1 AND h.starts_at >= since AND h.starts_at < until
-    ) AS d
-    CROSS JOIN LATERAL alicia_session_stats_computed_summaries(d.starts_at, d.starts_at + INTERVAL '24 hours') AS c
-    INNER JOIN alicia_session_stats_summaries AS s
-        ON s.metric = c.metric AND s.hours = c.hours AND s.starts_at = c.starts_at AND s.stamp = c.stamp
-    WHERE s.counted_values OPERATOR(pg_catalog.<>) c.counted_values OR s.sessions OPERATOR(pg_catalog.<>) c.sessions;
-END
-$function$;
-
-COMMENT ON FUNCTION alicia_session_stats_wrong_summaries(TIMESTAMP, TIMESTAMP) IS
-'Private: the summaries of the days of a window that differ from the sessions though their stamps agree. No row, unless a write bypassed the triggers.';
-
 DO $migration$
 DECLARE
     window_of CONSTANT TEXT := 'timestamp without time zone,timestamp without time zone)';
 BEGIN
-    PERFORM alicia_session_stats_own('TABLE alicia_session_stats_summaries', is_closed => TRUE);
     PERFORM alicia_session_stats_own('VIEW alicia_session_stats_value_summaries');
-    PERFORM alicia_session_stats_own('VIEW alicia_session_stats_stamps');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_periods(' || window_of);
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_computed_summaries(' || window_of);
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_value_counts(text,' || window_of);
@@ -430,6 +354,5 @@ BEGIN
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_open_at(timestamp without time zone)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_days_to_summarize(timestamp without time zone)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_summarize(bigint)', is_closed => TRUE);
-    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_wrong_summaries(' || window_of);
 END
 $migration$;

@@ -106,12 +106,13 @@ package_differences AS (
 
 -- created_at defaults to NOW(), which is UTC only where the session's TimeZone is.
 time_zones AS (
+    -- What a role or database sets follows below. What this session sets, with PGTZ or SET, tells nothing about others.
     SELECT
-        'this session' AS holder,
-        reset_val AS zone,
+        'the server' AS holder,
+        setting AS zone,
         FORMAT('ALTER DATABASE %I SET TimeZone = ''UTC'';', CURRENT_DATABASE()) AS fix
     FROM pg_settings
-    WHERE name = 'TimeZone'
+    WHERE name = 'TimeZone' AND source IN ('default', 'environment variable', 'configuration file', 'command line')
     UNION ALL
     SELECT
         COALESCE('role ' || r.rolname, 'database ' || d.datname, 'all roles'),

@@ -89,7 +89,7 @@ BEGIN
     SELECT *
     FROM alicia_session_stats_owned_objects
     WHERE object ~ '^TRIGGER rollup_session_stats_'
-        OR object ~ '^(VIEW|FUNCTION) alicia_session_stats_(parts|top_sessions|between|value_counts|open_at|missing_candidates|repair)\M'
+        OR object ~ '^(VIEW|FUNCTION) alicia_session_stats_(parts|top_sessions|between|value_counts|open_at|repair)\M'
     UNION ALL
     -- The primary key of an adopted table is not in the record.
     SELECT object, definition, comment, FALSE, 0
@@ -326,11 +326,6 @@ BEGIN
     END
     $function$;
 
-    -- No candidates are kept, so none is missing.
-    CREATE OR REPLACE FUNCTION alicia_session_stats_missing_candidates() RETURNS BIGINT
-    LANGUAGE sql STABLE
-    AS 'SELECT 0::BIGINT';
-
     CREATE OR REPLACE FUNCTION alicia_session_stats_repair() RETURNS TABLE (object TEXT, corrections BIGINT)
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
@@ -343,8 +338,9 @@ BEGIN
         -- Writers wait on every node, since no snapshot spans the shards.
         LOCK TABLE alicia_session_stats IN SHARE ROW EXCLUSIVE MODE;
         INSERT INTO alicia_session_stats_shard_rollup
-        SELECT d.bucket_start::TEXT, d.bucket_start, FALSE, d.sessions, d.messages, d.tool_calls, d.memories, d.seconds
-        FROM alicia_session_stats_differences() AS d;
+        SELECT d.starts_at::TEXT, d.starts_at, FALSE, d.sessions, d.messages, d.tool_calls, d.memories, d.seconds
+        FROM alicia_session_stats_differences(TIMESTAMP '-infinity', TIMESTAMP 'infinity') AS d
+        WHERE d.kind = 'quarter hours'::TEXT;
         object := 'quarter hours';
         GET DIAGNOSTICS corrections = ROW_COUNT;
         RETURN NEXT;

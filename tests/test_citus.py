@@ -178,7 +178,7 @@ def scale(conninfo: str, name: str = "citus.sql") -> None:
 
 def assert_exact(connection: Connection) -> None:
     assert set(connection.execute(KEPT.encode()).fetchall()) == set(connection.execute(COUNTED.encode()).fetchall())
-    assert connection.execute("SELECT * FROM alicia_session_stats_differences()").fetchall() == []
+    assert connection.execute("SELECT * FROM alicia_session_stats_differences('-infinity', 'infinity')").fetchall() == []
 
 
 def everything(connection: Connection) -> list[Any]:

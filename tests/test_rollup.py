@@ -973,6 +973,93 @@ def test_verify_finds_what_bypassed_the_triggers_and_repair_removes_it_for_good(
     assert repair(db) == 0
 
 
+def differing(connection: Connection, **window: object) -> set[str]:
+    """What verify_rollup names, without what it counts."""
+    return {row["object"].split(" of ")[0] for row in stats.query(connection, "verify_rollup", **window)}
+
+
+def write_untriggered(db: Connection, statement: str) -> None:
+    with db.transaction():
+        db.execute("SET LOCAL session_replication_role = replica")
+        db.execute(statement.encode())
+
+
+@pytest.mark.parametrize(
+    ("created_at", "is_compared"),
+    [
+        ("2024-03-29T23:59:59.999999", False),
+        ("2024-03-30", True),  # The window begins at 12:07, and its day is compared whole.
+        ("2024-03-31T23:59:59.999999", True),
+        ("2024-04-01", False),
+    ],
+)
+def test_days_that_a_window_cuts_are_compared_whole(created_at: str, is_compared: bool, db: Connection) -> None:
+    load(db, 600, messages="n")
+    write_untriggered(db, f"INSERT INTO alicia_session_stats (conversation_id, created_at) VALUES ('ac_1', '{created_at}')")
+    found = differing(db, days=1, until="2024-03-31T12:07")
+    assert found == ({"sums", "top sessions"} if is_compared else set())
+    assert differing(db, days=1, until="2024-04-01") == (found if created_at > "2024-03-31" else set())
+
+
+def test_window_without_an_end_has_sessions_at_any_later_time_and_one_without_a_start_at_any_earlier(db: Connection) -> None:
+    load(db, 600, messages="n")
+    for created_at in ("-infinity", "0044-03-15 BC", "infinity", "9999-12-31"):
+        write_untriggered(db, f"INSERT INTO alicia_session_stats (conversation_id, created_at) VALUES ('ac_1', '{created_at}')")
+        is_later = created_at in ("infinity", "9999-12-31")
+        assert differing(db) == {"sums", "top sessions"}
+        assert (differing(db, days=3) != set()) == is_later
+        assert (differing(db, until="2024-01-01") != set()) == (not is_later)
+        assert repair(db) == 2
+
+
+def test_summary_that_is_wrong_is_found_in_a_window_that_holds_its_day(db: Connection) -> None:
+    load(db, 600, quarters=1, messages="n")
+    db.execute("SELECT FROM alicia_session_stats_summarize()")
+    write_untriggered(db, "UPDATE alicia_session_stats SET message_count = 601 - message_count WHERE message_count IN (1, 600)")
+    assert differing(db) == {"top sessions"}  # The value counts are the same.
+    shifted = "tool_call_count = tool_call_count + CASE id WHEN 'ass_7' THEN 1 ELSE -1 END"  # As many in all.
+    write_untriggered(db, f"UPDATE alicia_session_stats SET {shifted} WHERE id IN ('ass_7', 'ass_10')")
+    assert differing(db, days=0, until="2024-03-31T01:00") == {"summaries", "top sessions"}
+    assert differing(db, days=0, until="2024-03-30T23:00") == set()
+    repair(db)
+    assert differing(db) == set()
+
+
+def test_verify_reads_the_sessions_once_and_only_those_of_its_window(db: Connection) -> None:
+    load(db, 6000, quarters=2000, messages="n")
+    db.execute("SELECT FROM alicia_session_stats_summarize()")
+    db.execute("ANALYZE")
+    db.execute("SET max_parallel_workers_per_gather = 0")  # Each worker counts a scan of its own.
+    in_window = "created_at >= '2024-04-01' AND created_at < '2024-04-03'"
+    counters = f"""
+        SELECT
+            seq_scan,
+            idx_tup_fetch - (SELECT COUNT(*) FROM alicia_session_stats_top_candidates WHERE %s)
+                <= (SELECT COUNT(*) FROM alicia_session_stats WHERE {in_window})
+        FROM pg_stat_xact_user_tables WHERE relname = 'alicia_session_stats'
+    """
+    for since, until, seq_scans, looked_up in (
+        ("-infinity", "infinity", 1, "TRUE"),
+        ("2024-04-01 12:07", "2024-04-02 12:07", 0, in_window),
+    ):
+        for _ in range(7):  # From the sixth call on, the server may take one plan for all windows.
+            db.execute("SELECT PG_STAT_FORCE_NEXT_FLUSH()")
+            with db.transaction():
+                found = db.execute("SELECT * FROM alicia_session_stats_differences(%s, %s)", [since, until]).fetchall()
+                assert found == []
+                # What is looked up are the top candidates.
+                assert db.execute((counters % looked_up).encode()).fetchall() == [(seq_scans, True)]
+
+
+def test_role_that_reads_only_the_views_can_verify(bare: Connection, login: Callable[..., Connection]) -> None:
+    stats.migrate(conninfo_of(bare))
+    load(bare, 600, messages="n")
+    reader = login("reader", "GRANT SELECT ON alicia_session_stats_parts, alicia_session_stats_top_sessions TO")
+    assert differing(reader) == set()
+    write_untriggered(bare, "DELETE FROM alicia_session_stats WHERE id = 'ass_7'")
+    assert differing(reader, days=1, until="2024-04-01") == {"sums"}
+
+
 def test_repair_while_others_write_loses_nothing(db: Connection) -> None:
     load(db, 400, messages="n")
     stop = threading.Event()

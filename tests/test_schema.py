@@ -183,11 +183,9 @@ def test_functions_with_the_owners_rights_are_known_and_fix_their_search_path(db
     assert functions == [
         ("alicia_session_stats_days_to_summarize", search_path, True),
         ("alicia_session_stats_differences", search_path, True),
-        ("alicia_session_stats_missing_candidates", search_path, True),
         ("alicia_session_stats_on_insert_or_delete", search_path, False),
         ("alicia_session_stats_on_truncate", search_path, False),
         ("alicia_session_stats_on_update", search_path, False),
-        ("alicia_session_stats_wrong_summaries", search_path, True),
     ]
 
 

@@ -274,7 +274,7 @@ def test_overload_in_public_is_not_called(db: Connection) -> None:
         db.execute("UPDATE alicia_session_stats SET created_at = created_at - INTERVAL '1 day', tool_call_count = 1")
         db.execute("DELETE FROM alicia_session_stats WHERE message_count < 3")
         db.execute("SELECT FROM alicia_session_stats_repair(), alicia_session_stats_summarize()")
-        db.execute("SELECT FROM alicia_session_stats_wrong_summaries('-infinity', 'infinity')")
+        db.execute("SELECT FROM alicia_session_stats_differences('-infinity', 'infinity')")
         db.execute("SELECT FROM alicia_session_stats_days_to_summarize('infinity')")
         db.execute("TRUNCATE alicia_session_stats")
     finally:

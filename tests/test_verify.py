@@ -1,11 +1,12 @@
 """verify names every object that was tampered with, and one run of the statements that it prints restores the schema."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from conftest import APPLICATION, cli, conninfo_of, pg_dump, psql
+from conftest import APPLICATION, EMBEDDED, cli, conninfo_of, pg_dump, psql, scalar
 
 import alicia_session_stats as stats
 
@@ -170,10 +171,52 @@ def test_tampering_is_named_and_fixed_in_one_run(tampered: str, db: Connection, 
 @pytest.mark.parametrize("holder", ["DATABASE {1}", "ROLE {0} IN DATABASE {1}"])
 def test_default_time_zone_other_than_utc_is_named_and_fixed(holder: str, db: Connection, tmp_path: Path) -> None:
     db.execute(f"ALTER {holder.format(db.info.user, db.info.dbname)} SET TimeZone = 'Asia/Tokyo'".encode())
-    rows = stats.verify(conninfo_of(db))
-    assert {(row["object"].split(" of ")[0], row["found"]) for row in rows} == {("TimeZone", "Asia/Tokyo")}
-    fix(db, rows, tmp_path)
+    [row] = stats.verify(conninfo_of(db))
+    assert (row["object"].split(" ")[:3], row["found"]) == (["TimeZone", "of", holder.split()[0].lower()], "Asia/Tokyo")
+    fix(db, [row], tmp_path)
     assert stats.verify(conninfo_of(db)) == []
+
+
+@pytest.mark.skipif(not EMBEDDED, reason="the time zone of another server is not ours to change")
+def test_time_zone_of_the_server_other_than_utc_is_named_and_fixed(db: Connection, tmp_path: Path) -> None:
+    def configure(statement: str, zone: str) -> None:
+        db.execute(statement.encode())
+        db.execute("SELECT PG_RELOAD_CONF()")
+        while scalar(db, "SHOW TimeZone") != zone:
+            time.sleep(0.01)
+
+    before = scalar(db, "SHOW TimeZone")
+    configure("ALTER SYSTEM SET TimeZone = 'Asia/Tokyo'", "Asia/Tokyo")
+    try:
+        [row] = stats.verify(conninfo_of(db))
+        assert (row["object"], row["found"]) == ("TimeZone of the server", "Asia/Tokyo")
+        fix(db, [row], tmp_path)
+        assert stats.verify(conninfo_of(db)) == []
+    finally:
+        configure("ALTER SYSTEM RESET TimeZone", before)
+
+
+def test_time_zone_of_the_client_is_no_difference(db: Connection) -> None:
+    done = cli("verify", "--database", conninfo_of(db), env={"PGTZ": "Asia/Tokyo"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "no differences\n")
+
+
+def test_verify_compares_the_sessions_of_a_window(db: Connection) -> None:
+    db.execute("INSERT INTO alicia_conversations VALUES ('ac_1')")
+    db.execute(
+        "SET session_replication_role = replica; "
+        f"INSERT INTO {TABLE} (conversation_id, created_at) VALUES ('ac_1', NOW() AT TIME ZONE 'UTC' - INTERVAL '10 days')"
+    )
+    database = ("--format", "csv", "--database", conninfo_of(db))
+    for window, found in (("--days 9", 0), ("--days 11", 2), ("--until yesterday", 2), ("--days 3 --until yesterday", 0)):
+        done = cli("verify", *window.split(), *database)
+        assert (done.returncode, done.stdout.count("repair()")) == (found > 0, found), window
+
+
+@pytest.mark.parametrize("window", ["--days soon", "--days=-1", "--days 2000000000", "--until someday"])
+def test_wrong_window_is_one_clear_line(window: str, db: Connection) -> None:
+    done = cli("verify", *window.split(), "--database", conninfo_of(db))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
 def test_columns_that_the_application_adds_are_accepted_unless_an_insert_needs_them(db: Connection) -> None:
