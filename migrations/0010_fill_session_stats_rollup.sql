@@ -444,7 +444,7 @@ END
 $function$;
 
 COMMENT ON FUNCTION alicia_session_stats_differences(TIMESTAMP, TIMESTAMP) IS
-'Private: the quarters of an hour, top sessions and summaries that differ from the sessions of the days of a window, with what the rollup lacks. No row, unless a write bypassed the triggers.';
+'Private: what the rollup lacks of the sessions of the days of a window. No row, unless a write bypassed the triggers.';
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_repair() RETURNS TABLE (object TEXT, corrections BIGINT)
 LANGUAGE plpgsql
