@@ -113,7 +113,7 @@ CREATE TABLE IF NOT EXISTS alicia_session_stats_summaries (
 COMMENT ON TABLE alicia_session_stats_summaries IS
 'Private: value counts of whole hours and days of alicia_session_stats, written by alicia_session_stats_summarize().';
 COMMENT ON COLUMN alicia_session_stats_summaries.metric IS
-'messages, tool_calls, memories or seconds';
+'messages, tool_calls, memories, seconds or from_seconds';
 COMMENT ON COLUMN alicia_session_stats_summaries.hours IS
 'Length: 1, or 24 for a day (UTC)';
 COMMENT ON COLUMN alicia_session_stats_summaries.starts_at IS

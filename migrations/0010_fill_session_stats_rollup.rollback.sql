@@ -9,6 +9,7 @@ SELECT alicia_session_stats_drop('FUNCTION alicia_session_stats_' || name)
 FROM UNNEST(ARRAY[
     'repair()', 'differences(timestamp without time zone,timestamp without time zone)', 'start(text,text)', 'is_time_zone(text)',
     'window_end(text,text)', 'utc(text,text)', 'parse_time(text,text)', 'raise(text,text)', 'conversations(tsmultirange)',
+    'from_seconds(integer)',
     'between(timestamp without time zone,timestamp without time zone)'
 ]) AS name;
 SELECT alicia_session_stats_drop('VIEW alicia_session_stats_top_sessions');

@@ -311,6 +311,25 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_start(TEXT, TEXT) IS
 'Private: starts a session of a conversation, for start_session; with an id other than new, once';
 
+CREATE OR REPLACE FUNCTION alicia_session_stats_from_seconds(seconds INTEGER) RETURNS INTEGER
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $function$
+SELECT CASE
+    WHEN seconds < 1 THEN 0
+    WHEN seconds < 10 THEN 1
+    WHEN seconds < 30 THEN 10
+    WHEN seconds < 60 THEN 30
+    WHEN seconds < 180 THEN 60
+    WHEN seconds < 600 THEN 180
+    WHEN seconds < 1800 THEN 600
+    WHEN seconds < 3600 THEN 1800
+    ELSE 3600
+END
+$function$;
+
+COMMENT ON FUNCTION alicia_session_stats_from_seconds(INTEGER) IS
+'Start of the range of durations in which session_length_distribution counts a session (seconds)';
+
 CREATE OR REPLACE FUNCTION alicia_session_stats_differences(since TIMESTAMP, until TIMESTAMP)
 RETURNS TABLE (
     kind TEXT, starts_at TIMESTAMP, hours INTEGER, sessions BIGINT, messages BIGINT, tool_calls BIGINT, memories BIGINT,
@@ -359,7 +378,8 @@ BEGIN
             SUM(HASHINT4(s.message_count)) AS message_hashes,
             SUM(HASHINT4(s.tool_call_count)) AS tool_call_hashes,
             SUM(HASHINT4(s.memories_used)) AS memory_hashes,
-            SUM(HASHINT4(s.session_duration_seconds)) AS second_hashes
+            SUM(HASHINT4(s.session_duration_seconds)) AS second_hashes,
+            SUM(HASHINT4(alicia_session_stats_from_seconds(s.session_duration_seconds))) AS from_second_hashes
         FROM alicia_session_stats AS s
         WHERE s.created_at >= opens AND (s.created_at < closes OR closes = 'infinity'::TIMESTAMP)
         GROUP BY alicia_session_stats_bucket(s.created_at)
@@ -391,7 +411,8 @@ BEGIN
             SUM(c.message_hashes) AS messages,
             SUM(c.tool_call_hashes) AS tool_calls,
             SUM(c.memory_hashes) AS memories,
-            SUM(c.second_hashes) AS seconds
+            SUM(c.second_hashes) AS seconds,
+            SUM(c.from_second_hashes) AS from_seconds
         FROM counted AS c
         CROSS JOIN (VALUES (1, 'hour'::TEXT), (24, 'day'::TEXT)) AS u (hours, unit)
         GROUP BY u.hours, DATE_TRUNC(u.unit, c.bucket_start)
@@ -417,8 +438,8 @@ BEGIN
             ) AS hashes
         FROM alicia_session_stats_summaries AS s
         -- The first two are always true, and let the primary key find the window.
-        WHERE s.metric IN ('messages'::TEXT, 'tool_calls'::TEXT, 'memories'::TEXT, 'seconds'::TEXT) AND s.hours IN (1, 24)
-            AND s.starts_at >= opens AND s.starts_at < closes
+        WHERE s.metric IN ('messages'::TEXT, 'tool_calls'::TEXT, 'memories'::TEXT, 'seconds'::TEXT, 'from_seconds'::TEXT)
+            AND s.hours IN (1, 24) AND s.starts_at >= opens AND s.starts_at < closes
     )
 
     SELECT 'quarter hours'::TEXT, d.bucket_start, 0, d.sessions, d.messages, d.tool_calls, d.memories, d.seconds
@@ -438,7 +459,8 @@ BEGIN
         WHEN 'messages'::TEXT THEN h.messages
         WHEN 'tool_calls'::TEXT THEN h.tool_calls
         WHEN 'memories'::TEXT THEN h.memories
-        ELSE h.seconds
+        WHEN 'seconds'::TEXT THEN h.seconds
+        ELSE h.from_seconds
     END;
 END
 $function$;
@@ -604,6 +626,7 @@ BEGIN
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_window_end(text,text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_is_time_zone(text)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_start(text,text)');
+    PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_from_seconds(integer)');
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_differences(' || window_of);
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_repair()', is_closed => TRUE);
 

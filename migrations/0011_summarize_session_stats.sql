@@ -21,7 +21,7 @@ CROSS JOIN (SELECT WHERE NOT ROW_SECURITY_ACTIVE('alicia_session_stats'::REGCLAS
 COMMENT ON VIEW alicia_session_stats_value_summaries IS
 'Private: alicia_session_stats_summaries, for the roles that may read the sessions. Read alicia_session_stats_value_counts() instead.';
 COMMENT ON COLUMN alicia_session_stats_value_summaries.metric IS
-'messages, tool_calls, memories or seconds';
+'messages, tool_calls, memories, seconds or from_seconds';
 COMMENT ON COLUMN alicia_session_stats_value_summaries.hours IS
 'Length: 1, or 24 for a day (UTC)';
 COMMENT ON COLUMN alicia_session_stats_value_summaries.starts_at IS
@@ -68,20 +68,27 @@ AS $function$
 WITH by_hour AS (
     SELECT
         DATE_TRUNC('hour'::TEXT, s.created_at) AS starts_at,
-        -- In each of the four groupings the other three columns are NULL.
+        -- In each of the groupings the columns of the others are NULL.
         CASE 0
             WHEN GROUPING(s.message_count) THEN 'messages'
             WHEN GROUPING(s.tool_call_count) THEN 'tool_calls'
             WHEN GROUPING(s.memories_used) THEN 'memories'
-            ELSE 'seconds'
+            WHEN GROUPING(s.session_duration_seconds) THEN 'seconds'
+            ELSE 'from_seconds'
         END AS metric,
-        COALESCE(s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds) AS value,
+        COALESCE(
+            s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds,
+            alicia_session_stats_from_seconds(s.session_duration_seconds)
+        ) AS value,
         COUNT(*) AS sessions
     FROM alicia_session_stats AS s
     WHERE s.created_at >= since AND s.created_at < until
     GROUP BY
         DATE_TRUNC('hour'::TEXT, s.created_at),
-        GROUPING SETS (s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds)
+        GROUPING SETS (
+            s.message_count, s.tool_call_count, s.memories_used, s.session_duration_seconds,
+            alicia_session_stats_from_seconds(s.session_duration_seconds)
+        )
 ),
 
 counts AS (
@@ -112,7 +119,7 @@ SELECT
     COALESCE(s.counted_values, '{}'),
     COALESCE(s.sessions, '{}')
 FROM alicia_session_stats_periods(since, until) AS p
-CROSS JOIN (VALUES ('messages'), ('tool_calls'), ('memories'), ('seconds')) AS m (metric)
+CROSS JOIN (VALUES ('messages'), ('tool_calls'), ('memories'), ('seconds'), ('from_seconds')) AS m (metric)
 LEFT JOIN summaries AS s ON s.metric = m.metric AND s.hours = p.hours AND s.starts_at = p.starts_at
 $function$;
 
@@ -176,6 +183,7 @@ counts AS (
                 WHEN 'tool_calls' THEN s.tool_call_count
                 WHEN 'memories' THEN s.memories_used
                 WHEN 'seconds' THEN s.session_duration_seconds
+                WHEN 'from_seconds' THEN alicia_session_stats_from_seconds(s.session_duration_seconds)
             END,
             COUNT(*)::INTEGER
         FROM gaps AS g
@@ -199,7 +207,7 @@ FROM running AS r
 $function$;
 
 COMMENT ON FUNCTION alicia_session_stats_value_counts(TEXT, TIMESTAMP, TIMESTAMP) IS
-'Of messages, tool_calls, memories or seconds: each value that a session with since <= created_at < until (UTC) has, and how many have it or less';
+'Of messages, tool_calls, memories, seconds or from_seconds: each value that a session with since <= created_at < until (UTC) has, and how many have it or less';
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_percentile(
     fraction FLOAT8, counted_values INTEGER[], sessions_up_to BIGINT[], skipped BIGINT DEFAULT 0

@@ -45,7 +45,7 @@ shorter AS (
     FROM ranges AS r
     CROSS JOIN
         alicia_session_stats_value_counts(
-            'seconds',
+            'from_seconds',
             alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days'),
             alicia_session_stats_window_end(:'until')
         ) AS c

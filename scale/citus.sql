@@ -244,7 +244,7 @@ BEGIN
     PERFORM CREATE_DISTRIBUTED_FUNCTION(('alicia_session_stats_' || name)::REGPROCEDURE)
     FROM UNNEST(ARRAY[
         'bucket(timestamp)', 'raise(text,text)', 'parse_time(text,text)', 'utc(text,text)', 'window_end(text,text)',
-        'is_time_zone(text)'
+        'is_time_zone(text)', 'from_seconds(integer)'
     ]) AS name;
 
     CREATE TRIGGER rollup_session_stats_insert
@@ -306,6 +306,7 @@ BEGIN
                 WHEN 'tool_calls' THEN 'tool_call_count'
                 WHEN 'memories' THEN 'memories_used'
                 WHEN 'seconds' THEN 'session_duration_seconds'
+                WHEN 'from_seconds' THEN 'alicia_session_stats_from_seconds(session_duration_seconds)'
                 ELSE 'NULL::INTEGER'
             END,
             since, until

@@ -24,7 +24,7 @@ HOURS = 54
 DIFFERENCES = """
 SELECT w.since::TEXT, w.until::TEXT, m.metric, v::TEXT, r::TEXT
 FROM UNNEST(%(since)s::TIMESTAMP[], %(until)s::TIMESTAMP[]) AS w (since, until)
-CROSS JOIN (VALUES ('messages'), ('tool_calls'), ('memories'), ('seconds')) AS m (metric)
+CROSS JOIN (VALUES ('messages'), ('tool_calls'), ('memories'), ('seconds'), ('from_seconds')) AS m (metric)
 CROSS JOIN LATERAL alicia_session_stats_value_counts(m.metric, w.since, w.until) AS v
 CROSS JOIN LATERAL (
     SELECT
@@ -35,7 +35,10 @@ CROSS JOIN LATERAL (
         FROM (
             SELECT CASE m.metric
                 WHEN 'messages' THEN message_count WHEN 'tool_calls' THEN tool_call_count
-                WHEN 'memories' THEN memories_used ELSE session_duration_seconds
+                WHEN 'memories' THEN memories_used WHEN 'seconds' THEN session_duration_seconds
+                ELSE ('{0,1,10,30,60,180,600,1800,3600}'::INTEGER[])[
+                    1 + WIDTH_BUCKET(session_duration_seconds, '{1,10,30,60,180,600,1800,3600}'::INTEGER[])
+                ]
             END AS value
             FROM alicia_session_stats
             WHERE created_at >= w.since AND created_at < w.until
