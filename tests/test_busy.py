@@ -12,7 +12,7 @@ from conftest import APPLICATION, cli, conninfo_of, scalar
 
 import alicia_session_stats as stats
 
-READS_FOR = 20  # Seconds that the long transaction lasts.
+READS_FOR = 8  # Seconds that the long transaction lasts.
 PERIOD = 0.02  # Seconds from one write of a writer to its next.
 WRITERS = 4
 

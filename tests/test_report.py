@@ -30,6 +30,7 @@ EVIL = """<script>document.title = "broken"</script><img src=x onerror='document
 SHOWN = {section.id: section for section in SECTIONS if not section.optional}
 OPEN = "document.querySelectorAll('details').forEach(one => one.open = true)"
 SIZES = {"wide": {"width": 1280, "height": 900}, "narrow": {"width": 390, "height": 800}}
+each_look = pytest.mark.parametrize(("size", "scheme"), [("wide", "light"), ("narrow", "dark")])
 
 
 @pytest.fixture(scope="module")
@@ -240,8 +241,7 @@ def test_the_page_is_small(html: str) -> None:
 # How it reads -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
+@each_look
 def test_the_page_requests_nothing_and_logs_no_error(browser: Browser, html: str, tmp_path: Path, size: str, scheme: str) -> None:
     page, requests, messages = opened(browser, tmp_path, html, size, scheme)
     page.wait_for_load_state("networkidle")
@@ -297,8 +297,7 @@ CONTRAST = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
+@each_look
 def test_every_text_has_enough_contrast(browser: Browser, html: str, tmp_path: Path, size: str, scheme: str) -> None:
     page, *_ = opened(browser, tmp_path, html, size, scheme)
     found = page.evaluate(CONTRAST)

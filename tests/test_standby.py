@@ -42,7 +42,7 @@ OWNER = "nobody" if os.geteuid() == 0 else None
 @contextmanager
 def server(name: str) -> Iterator[tuple[Path, str]]:
     """A server that only this file uses: its home and conninfo."""
-    folder = Path(tempfile.mkdtemp(prefix=f"alicia-{name}-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix=f"alicia-{name}-"))
     folder.chmod(0o755)
 
     def call(function: Callable[[], str | None]) -> str | None:
@@ -83,7 +83,7 @@ def standby(primary: tuple[Path, str]) -> Iterator[str]:
     home, conninfo = primary
     # As root, the home has a copy of the programs that the server's owner can read.
     programs = next(home.glob("programs/*/*/bin"), PROGRAMS)
-    folder = Path(tempfile.mkdtemp(prefix="alicia-standby-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="alicia-standby-"))
     if OWNER:
         shutil.chown(folder, OWNER)
 
