@@ -128,7 +128,7 @@ def rows_of(connection: Connection) -> dict[str, Any]:
 
 
 def objects_of(connection: Connection, schema: str) -> set[str]:
-    """The definition, comment and grants of each object of a dump, and the file of each relation, which a rewrite would change."""
+    """The definition, comment and grants of each object of a dump, and the file of each relation: a rewrite would change it."""
     definitions = {text.strip() for text in schema.split("\n\n")}
     files = connection.execute("SELECT CONCAT(oid, relname, PG_RELATION_FILENODE(oid)) FROM pg_class WHERE oid > 16384")
     # A CHECK that migrate adds stands in this CREATE TABLE.
