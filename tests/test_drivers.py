@@ -20,6 +20,7 @@ from conftest import EVENTS, ROOT, cli, conninfo_of, scalar
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 import alicia_session_stats as stats
+import runner
 
 Database = psycopg.Connection[Any]
 NODE_POSTGRES = "pg@8.23.1"
@@ -131,7 +132,7 @@ def test_a_target_of_another_type_is_told_how_to_open_one_of_the_right_type(db: 
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_numbered_sql_has_every_parameter_in_order(name: str) -> None:
+def test_numbered_sql_has_every_parameter_in_order(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     query = stats.queries()[name]
     statement = query.sql("numbered")
     numbers = range(1, len(query.params) + 1)
@@ -142,7 +143,8 @@ def test_numbered_sql_has_every_parameter_in_order(name: str) -> None:
         named = named.replace(f"${number}", f"%({query.params[number - 1].name})s")
     assert named == query.sql("psycopg").replace("%%", "%")
     assert "%(" not in statement
-    printed = cli("query", name, "--sql").stdout
+    assert runner.main(["query", name, "--sql"]) == 0
+    printed = capsys.readouterr().out
     assert printed.endswith(f"{statement}\n")
     for number, param in enumerate(query.params, 1):
         assert f"-- ${number} {param.name} ({param.type}, {'required' if param.default is None else 'default'}" in printed

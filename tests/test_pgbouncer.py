@@ -70,7 +70,8 @@ def test_every_command_works_through_a_transaction_pooler(pooled: str) -> None:
             stats.query(connection, "record_activity", session_id=session["id"], conversation_id="ac_1", messages=7)
     for query in stats.queries().values():
         if not query.writes:
-            done("query", query.name, *("--conversation-id=ac_1" for param in query.params if param.default is None))
+            stats.query(pooled, query.name, **{param.name: "ac_1" for param in query.params if param.default is None})
+    done("query", "session_stats", "--conversation-id=ac_1")
     done("purge", "--days", "1")
     done("rollback", "--all", code=1)
     done("rollback", "--all", "--allow-data-loss")
