@@ -48,7 +48,7 @@ def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_every_goal_has_its_figure(tmp_path: Path) -> None:
-    result = bench("2000", "--seconds", "0.3", "--json", tmp_path / "results.json")
+    result = bench("2000", "--seconds", "0.1", "--json", tmp_path / "results.json")
     assert result.returncode == 0, result.stderr
 
     figures = json.loads((tmp_path / "results.json").read_text())
