@@ -367,7 +367,6 @@ SURROUNDINGS = {
     "plain": ("", ""),
     "default isolation": ("ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'", ""),
     "collation of the language": ('ALTER TABLE alicia_session_stats ALTER id TYPE TEXT COLLATE "en-x-icu"', ""),
-    "collation of bytes": ('ALTER TABLE alicia_session_stats ALTER id TYPE TEXT COLLATE "C"', ""),
     "forced row security": (
         "",
         "ALTER TABLE alicia_session_stats ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY; "
@@ -789,7 +788,7 @@ def test_update_of_all_sessions_leaves_one_row_for_each_quarter(db: Connection) 
     assert count(db, "rollup") == 4
 
 
-@pytest.mark.parametrize("batch", [100, 999, 1000, 5000])
+@pytest.mark.parametrize("batch", [100, 1000, 5000])
 def test_top_candidates_stay_few_however_many_sessions_are_inserted(db: Connection, batch: int) -> None:
     for number in range(20000 // batch):
         load(db, batch, messages=f"n + {number * batch}", prefix=f"ass_{number}_")
