@@ -128,7 +128,7 @@ COMMENT ON FUNCTION alicia_session_stats_computed_summaries(TIMESTAMP, TIMESTAMP
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_value_counts(metric TEXT, since TIMESTAMP, until TIMESTAMP)
 RETURNS TABLE (sessions BIGINT, total NUMERIC, counted_values INTEGER[], sessions_up_to BIGINT[])
-LANGUAGE sql STABLE PARALLEL RESTRICTED
+LANGUAGE sql STABLE PARALLEL RESTRICTED ROWS 1
 SET jit = off
 AS $function$
 WITH periods AS MATERIALIZED (

@@ -82,8 +82,7 @@ changes AS (
     CROSS JOIN (VALUES (0), (1)) AS h (hours)
 ),
 
--- The default frame of the window (RANGE) adds all changes of an instant at once, so that a session that ends as
--- another one starts does not overlap it.
+-- At one instant, ends come before starts, so that a session that ends as another one starts does not overlap it.
 instants AS (
     SELECT
         changed_at,
@@ -100,8 +99,8 @@ peaks AS (
         MIN(changed_at) AS changed_at
     FROM instants
     WHERE open_sessions > 0 AND change >= 0
-    GROUP BY 1, open_sessions
-    ORDER BY 1 ASC, open_sessions DESC
+    GROUP BY day, open_sessions
+    ORDER BY day ASC, open_sessions DESC
 )
 
 SELECT

@@ -292,7 +292,7 @@ BEGIN
 
     CREATE OR REPLACE FUNCTION alicia_session_stats_value_counts(metric TEXT, since TIMESTAMP, until TIMESTAMP)
     RETURNS TABLE (sessions BIGINT, total NUMERIC, counted_values INTEGER[], sessions_up_to BIGINT[])
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql ROWS 1
     AS $function$
     BEGIN
         RETURN QUERY EXECUTE FORMAT(
