@@ -143,7 +143,9 @@ SELECT
             THEN s.created_at + s.session_duration_seconds::DOUBLE PRECISION * INTERVAL '1 second'
     END
 FROM alicia_session_stats AS s
-WHERE s.conversation_id = conversation AND s.id = alicia_session_stats_session_id(s.conversation_id, s.created_at)
+WHERE s.conversation_id = conversation
+    -- CASE, because the planner expects an equality to hold for few rows, and would read and sort all of the conversation's.
+    AND CASE WHEN s.id = alicia_session_stats_session_id(s.conversation_id, s.created_at) THEN TRUE END
 ORDER BY s.created_at DESC
 LIMIT 1
 $function$;
@@ -151,44 +153,17 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_live_latest(TEXT) IS
 'Private: the computed session of a conversation that started last. Its last message is less than a second after ends_at.';
 
-CREATE OR REPLACE FUNCTION alicia_session_stats_live_add(
-    conversation TEXT, messages INTEGER, first_at TIMESTAMP, last_at TIMESTAMP, gap INTERVAL
-) RETURNS BOOLEAN
+CREATE OR REPLACE FUNCTION alicia_session_stats_live_warn(changed_table NAME, error_state TEXT, error_message TEXT) RETURNS VOID
 LANGUAGE plpgsql
 AS $function$
-DECLARE
-    latest RECORD;
 BEGIN
-    IF first_at < TIMESTAMP '0001-01-01' OR last_at >= TIMESTAMP '9000-01-01' THEN
-        RETURN FALSE;
-    ELSIF last_at > first_at + gap THEN
-        RETURN FALSE;
-    END IF;
-    SELECT l.id, l.starts_at, l.ends_at INTO latest FROM alicia_session_stats_live_latest(conversation) AS l;
-    IF first_at >= latest.starts_at AND first_at <= latest.ends_at + gap THEN
-        UPDATE alicia_session_stats AS s
-        SET message_count = s.message_count + messages,
-            session_duration_seconds = GREATEST(
-                s.session_duration_seconds, LEAST(FLOOR(EXTRACT(EPOCH FROM last_at - s.created_at)), 2147483647)::INTEGER
-            )
-        WHERE s.id = latest.id;
-        RETURN TRUE;
-    END IF;
-    IF first_at > latest.ends_at + INTERVAL '1 second' + gap OR latest.id IS NULL THEN
-        INSERT INTO alicia_session_stats (id, conversation_id, message_count, session_duration_seconds, created_at, updated_at)
-        VALUES (
-            alicia_session_stats_session_id(conversation, first_at), conversation, messages,
-            FLOOR(EXTRACT(EPOCH FROM last_at - first_at))::INTEGER, first_at, NOW() AT TIME ZONE 'UTC'::TEXT
-        );
-        PERFORM alicia_session_stats_live_touch(ARRAY[conversation]);
-        RETURN TRUE;
-    END IF;
-    RETURN FALSE;
+    RAISE WARNING 'this change of % is stored, but its sessions are not recorded: %', changed_table, error_message
+        USING ERRCODE = error_state, HINT = 'Remove the cause, then run rebuild_sessions.';
 END
 $function$;
 
-COMMENT ON FUNCTION alicia_session_stats_live_add(TEXT, INTEGER, TIMESTAMP, TIMESTAMP, INTERVAL) IS
-'Private: adds new messages to their conversation''s latest session, or begins the next one. FALSE where neither is certain.';
+COMMENT ON FUNCTION alicia_session_stats_live_warn(NAME, TEXT, TEXT) IS
+'Private: warns of an error that a trigger has caught';
 
 -- The triggers' functions ------------------------------------------------------------------------------------------
 --
@@ -213,42 +188,32 @@ DECLARE
     keeps_snapshot CONSTANT BOOLEAN := CURRENT_SETTING('transaction_isolation'::TEXT) NOT LIKE 'read%'::TEXT;
     is_usual CONSTANT BOOLEAN := TG_OP = 'INSERT' AND PG_TRIGGER_DEPTH() = 1
         AND CURRENT_SETTING('alicia_session_stats.recomputed_at'::TEXT, TRUE) IS DISTINCT FROM STATEMENT_TIMESTAMP()::TEXT;
+    message RECORD;
     conversations TEXT[];
-    unusual TEXT[];
-    is_single BOOLEAN := FALSE;
-    single RECORD;
-    added RECORD;
+    placed RECORD;
 BEGIN
-    -- Fails where a name that the locking reads has gone.
+    -- Fails where a name that this or the locking reads has gone. The planner removes the join.
     BEGIN
-        PERFORM r.created_at::TIMESTAMP
+        SELECT r.conversation_id, r.created_at::TIMESTAMP AS at, NOT EXISTS (SELECT FROM changed_rows OFFSET 1) AS is_single
+        INTO message
         FROM changed_rows AS r
-        INNER JOIN alicia_conversations AS c ON c.id = r.conversation_id
-        WHERE r.deleted_at IS NULL AND FALSE;
+        LEFT JOIN alicia_conversations AS c ON c.id = r.conversation_id
+        WHERE r.deleted_at IS NULL
+        LIMIT 1;
     EXCEPTION WHEN OTHERS THEN
-        RAISE WARNING 'this change of % is stored, but its sessions are not recorded: %', TG_TABLE_NAME, SQLERRM
-            USING ERRCODE = SQLSTATE, HINT = 'Remove the cause, then run rebuild_sessions.';
+        PERFORM alicia_session_stats_live_warn(TG_TABLE_NAME, SQLSTATE, SQLERRM);
         RETURN NULL;
     END;
 
-    -- Lock the conversations. One message is the usual case, and its look-ups cost much less than those for any number.
+    -- Lock the conversations. One message is the usual case, and its look-up costs much less than those for any number.
     -- Where alicia_conversations has no deleted_at, the name means that of the outer row.
-    IF is_usual THEN
-        SELECT c.id, r.at INTO single
+    IF message.is_single THEN
+        SELECT ARRAY[c.id] INTO conversations
         FROM (SELECT NULL::TIMESTAMP AS deleted_at) AS absent
-        CROSS JOIN (
-            SELECT n.conversation_id, n.created_at::TIMESTAMP AS at
-            FROM changed_rows AS n
-            WHERE n.deleted_at IS NULL AND NOT EXISTS (SELECT FROM changed_rows OFFSET 1)
-        ) AS r
         CROSS JOIN LATERAL (
-            SELECT o.id, deleted_at FROM alicia_conversations AS o WHERE o.id = r.conversation_id FOR NO KEY UPDATE
+            SELECT o.id, deleted_at FROM alicia_conversations AS o WHERE o.id = message.conversation_id FOR NO KEY UPDATE
         ) AS c
         WHERE c.deleted_at IS NULL;
-        is_single := FOUND;
-    END IF;
-    IF is_single THEN
-        conversations := ARRAY[single.id];
     ELSE
         SELECT PG_CATALOG.ARRAY_AGG(c.id) FILTER (WHERE c.deleted_at IS NULL) INTO conversations
         FROM (SELECT NULL::TIMESTAMP AS deleted_at) AS absent
@@ -265,51 +230,87 @@ BEGIN
     END IF;
 
     BEGIN
-        IF is_usual AND keeps_snapshot THEN
+        IF NOT is_usual THEN
+            PERFORM alicia_session_stats_live_recompute(conversations, gap_minutes);
+            RETURN NULL;
+        END IF;
+        IF keeps_snapshot THEN
             PERFORM alicia_session_stats_live_touch(conversations);
         END IF;
-        IF is_single THEN
+
+        -- Most often one message continues the latest session.
+        IF message.is_single THEN
             UPDATE alicia_session_stats AS s
             SET message_count = s.message_count + 1,
                 session_duration_seconds = GREATEST(
-                    s.session_duration_seconds, FLOOR(EXTRACT(EPOCH FROM single.at - s.created_at))::INTEGER
+                    s.session_duration_seconds, FLOOR(EXTRACT(EPOCH FROM message.at - s.created_at))::INTEGER
                 )
             WHERE s.id = (
                 SELECT l.id
-                FROM alicia_session_stats_live_latest(single.id) AS l
-                WHERE single.at >= l.starts_at AND single.at <= l.ends_at + gap
+                FROM alicia_session_stats_live_latest(message.conversation_id) AS l
+                WHERE message.at >= l.starts_at AND message.at <= l.ends_at + gap
             );
             IF FOUND THEN
                 RETURN NULL;
             END IF;
         END IF;
-        IF is_usual THEN
-            FOR added IN
+
+        -- In each conversation, the new messages continue the latest session, or begin the next one. starts_at is that session's
+        -- start, and NULL where neither is certain: where the messages may make several sessions, join two, or are too near the
+        -- ends of the types to calculate with.
+        WITH added AS MATERIALIZED (
+            SELECT
+                n.*,
+                CASE
+                    WHEN n.first_at < TIMESTAMP '0001-01-01' OR n.last_at >= TIMESTAMP '9000-01-01' THEN NULL
+                    WHEN n.last_at > n.first_at + gap THEN NULL
+                    WHEN n.first_at >= l.starts_at AND n.first_at <= l.ends_at + gap THEN l.starts_at
+                    WHEN n.first_at > l.ends_at + INTERVAL '1 second' + gap OR l.id IS NULL THEN n.first_at
+                END AS starts_at
+            FROM (
                 SELECT
                     r.conversation_id, COUNT(*)::INTEGER AS messages, MIN(r.created_at)::TIMESTAMP AS first_at,
                     MAX(r.created_at)::TIMESTAMP AS last_at
                 FROM changed_rows AS r
                 WHERE r.deleted_at IS NULL AND r.conversation_id = ANY(conversations)
                 GROUP BY r.conversation_id
-            LOOP
-                IF NOT alicia_session_stats_live_add(
-                    added.conversation_id, added.messages, added.first_at, added.last_at, gap
-                ) THEN
-                    unusual := PG_CATALOG.ARRAY_APPEND(unusual, added.conversation_id);
-                END IF;
-            END LOOP;
-        ELSE
-            unusual := conversations;
+            ) AS n
+            LEFT JOIN LATERAL alicia_session_stats_live_latest(n.conversation_id) AS l ON TRUE
+        ),
+
+        -- ON CONFLICT finds each session by its key, whatever the number of rows that the plan was made for.
+        written AS (
+            INSERT INTO alicia_session_stats AS s (
+                id, conversation_id, message_count, session_duration_seconds, created_at, updated_at
+            )
+            SELECT
+                alicia_session_stats_session_id(a.conversation_id, a.starts_at), a.conversation_id, a.messages,
+                LEAST(FLOOR(EXTRACT(EPOCH FROM a.last_at - a.starts_at)), 2147483647)::INTEGER, a.starts_at,
+                NOW() AT TIME ZONE 'UTC'::TEXT
+            FROM added AS a
+            WHERE a.starts_at IS NOT NULL
+            ON CONFLICT (id) DO UPDATE
+            SET message_count = s.message_count + excluded.message_count,
+                session_duration_seconds = GREATEST(s.session_duration_seconds, excluded.session_duration_seconds)
+            WHERE s.conversation_id = excluded.conversation_id AND s.created_at = excluded.created_at
+        )
+
+        SELECT
+            PG_CATALOG.ARRAY_AGG(a.conversation_id) FILTER (WHERE a.starts_at = a.first_at) AS begun,
+            PG_CATALOG.ARRAY_AGG(a.conversation_id) FILTER (WHERE a.starts_at IS NULL) AS unusual
+        INTO placed
+        FROM added AS a;
+        IF placed.begun IS NOT NULL THEN
+            PERFORM alicia_session_stats_live_touch(placed.begun);
         END IF;
-        IF unusual IS NOT NULL THEN
-            PERFORM alicia_session_stats_live_recompute(unusual, gap_minutes);
+        IF placed.unusual IS NOT NULL THEN
+            PERFORM alicia_session_stats_live_recompute(placed.unusual, gap_minutes);
         END IF;
     EXCEPTION
         WHEN serialization_failure OR deadlock_detected OR lock_not_available THEN
             RAISE;
         WHEN OTHERS THEN
-            RAISE WARNING 'this change of % is stored, but its sessions are not recorded: %', TG_TABLE_NAME, SQLERRM
-                USING ERRCODE = SQLSTATE, HINT = 'Remove the cause, then run rebuild_sessions.';
+            PERFORM alicia_session_stats_live_warn(TG_TABLE_NAME, SQLSTATE, SQLERRM);
     END;
     RETURN NULL;
 END
@@ -346,8 +347,7 @@ BEGIN
         INNER JOIN alicia_conversations AS c ON c.id = o.conversation_id
         WHERE FALSE;
     EXCEPTION WHEN OTHERS THEN
-        RAISE WARNING 'this change of % is stored, but its sessions are not recorded: %', TG_TABLE_NAME, SQLERRM
-            USING ERRCODE = SQLSTATE, HINT = 'Remove the cause, then run rebuild_sessions.';
+        PERFORM alicia_session_stats_live_warn(TG_TABLE_NAME, SQLSTATE, SQLERRM);
         RETURN NULL;
     END;
 
@@ -434,8 +434,7 @@ BEGIN
         WHEN serialization_failure OR deadlock_detected OR lock_not_available THEN
             RAISE;
         WHEN OTHERS THEN
-            RAISE WARNING 'this change of % is stored, but its sessions are not recorded: %', TG_TABLE_NAME, SQLERRM
-                USING ERRCODE = SQLSTATE, HINT = 'Remove the cause, then run rebuild_sessions.';
+            PERFORM alicia_session_stats_live_warn(TG_TABLE_NAME, SQLSTATE, SQLERRM);
     END;
     RETURN NULL;
 END
@@ -469,8 +468,7 @@ BEGIN
             ON CONFLICT DO NOTHING;
         END IF;
     EXCEPTION WHEN OTHERS THEN
-        RAISE WARNING 'this change of % is stored, but its sessions are not recorded: %', TG_TABLE_NAME, SQLERRM
-            USING ERRCODE = SQLSTATE, HINT = 'Remove the cause, then run rebuild_sessions.';
+        PERFORM alicia_session_stats_live_warn(TG_TABLE_NAME, SQLSTATE, SQLERRM);
     END;
     RETURN NULL;
 END
@@ -488,9 +486,22 @@ SET TimeZone = 'UTC'
 AS $function$
 DECLARE
     gap_minutes CONSTANT INTEGER := TG_ARGV[0];
+    noted RECORD;
     locked TEXT[];
     conversations TEXT[];
 BEGIN
+    -- Taken first, so that none are left whatever fails below.
+    WITH taken AS (
+        DELETE FROM alicia_session_stats_live_changes AS c
+        WHERE c.writer = PG_CURRENT_XACT_ID_IF_ASSIGNED()
+        RETURNING c.conversation_id, c.message_id
+    )
+
+    SELECT
+        ARRAY(SELECT t.conversation_id FROM taken AS t WHERE t.message_id = ''::TEXT) AS conversations,
+        ARRAY(SELECT t.message_id FROM taken AS t WHERE t.conversation_id = ''::TEXT) AS messages
+    INTO noted;
+
     -- Fails where a name that the locking reads has gone.
     BEGIN
         PERFORM o.id
@@ -499,8 +510,7 @@ BEGIN
         INNER JOIN alicia_session_stats AS s ON s.conversation_id = c.id
         WHERE FALSE;
     EXCEPTION WHEN OTHERS THEN
-        RAISE WARNING 'this change of % is stored, but its sessions are not recorded: %', TG_TABLE_NAME, SQLERRM
-            USING ERRCODE = SQLSTATE, HINT = 'Remove the cause, then run rebuild_sessions.';
+        PERFORM alicia_session_stats_live_warn(TG_TABLE_NAME, SQLSTATE, SQLERRM);
         RETURN NULL;
     END;
 
@@ -509,14 +519,12 @@ BEGIN
             conversations := ARRAY(SELECT DISTINCT s.conversation_id FROM alicia_session_stats AS s);
         ELSE
             conversations := ARRAY(
-                SELECT c.conversation_id
-                FROM alicia_session_stats_live_changes AS c
-                WHERE c.writer = PG_CURRENT_XACT_ID_IF_ASSIGNED() AND c.message_id = ''::TEXT
+                SELECT c.id
+                FROM PG_CATALOG.UNNEST(noted.conversations) AS c (id)
                 UNION
-                SELECT m.conversation_id
-                FROM alicia_session_stats_live_changes AS c
-                CROSS JOIN LATERAL (SELECT o.conversation_id FROM alicia_messages AS o WHERE o.id = c.message_id OFFSET 0) AS m
-                WHERE c.writer = PG_CURRENT_XACT_ID_IF_ASSIGNED() AND c.conversation_id = ''::TEXT
+                SELECT o.conversation_id
+                FROM alicia_messages AS o
+                WHERE o.id = ANY(noted.messages)
             );
         END IF;
         EXIT WHEN conversations OPERATOR(pg_catalog.=) locked;
@@ -528,14 +536,12 @@ BEGIN
     END IF;
 
     BEGIN
-        DELETE FROM alicia_session_stats_live_changes AS c WHERE c.writer = PG_CURRENT_XACT_ID_IF_ASSIGNED();
         PERFORM alicia_session_stats_live_recompute(conversations, gap_minutes);
     EXCEPTION
         WHEN serialization_failure OR deadlock_detected OR lock_not_available THEN
             RAISE;
         WHEN OTHERS THEN
-            RAISE WARNING 'this change of % is stored, but its sessions are not recorded: %', TG_TABLE_NAME, SQLERRM
-                USING ERRCODE = SQLSTATE, HINT = 'Remove the cause, then run rebuild_sessions.';
+            PERFORM alicia_session_stats_live_warn(TG_TABLE_NAME, SQLSTATE, SQLERRM);
     END;
     RETURN NULL;
 END
@@ -549,8 +555,7 @@ BEGIN
     PERFORM alicia_session_stats_own('FUNCTION alicia_session_stats_live_' || created, is_closed => TRUE)
     FROM UNNEST(ARRAY[
         'lock(text[])', 'touch(text[])', 'recompute(text[],integer)', 'latest(text)',
-        'add(text,integer,timestamp without time zone,timestamp without time zone,interval)',
-        'on_message()', 'on_use()', 'on_change()', 'on_update()'
+        'warn(name,text,text)', 'on_message()', 'on_use()', 'on_change()', 'on_update()'
     ]) AS created;
 END
 $attach$;

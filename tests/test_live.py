@@ -383,6 +383,23 @@ def test_messages_that_a_trigger_of_the_application_writes_count_once(live: Conn
     assert [row[1:] for row in sessions(live)] == [(6, 3, 0, 2401)]
 
 
+def test_message_reads_only_the_latest_of_many_sessions(live: Connection) -> None:
+    live.execute(
+        "INSERT INTO alicia_messages SELECT CONCAT_WS('_', c, n), 'ac_' || c, '', %s + n * INTERVAL '1 hour' "
+        "FROM GENERATE_SERIES(1, 2) AS c, GENERATE_SERIES(1, 100) AS n",
+        [START],
+    )
+    live.execute("ANALYZE")
+    read = "SELECT idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'alicia_session_stats'"
+    live.execute("SELECT PG_STAT_FORCE_NEXT_FLUSH()")
+    before = scalar(live, read)
+    for minutes in (5, 10):
+        send(live, START + timedelta(hours=100, minutes=minutes))
+    live.execute("SELECT PG_STAT_FORCE_NEXT_FLUSH()")
+    assert scalar(live, read) - before < 10
+    check(live)
+
+
 def test_streamed_text_calls_nothing(live: Connection) -> None:
     send(live, START)
     live.execute("SET track_functions = 'all'")
@@ -747,6 +764,7 @@ def test_failure_to_record_keeps_the_message_and_warns(live: Connection) -> None
     live.execute("ALTER TABLE alicia_session_stats DROP CONSTRAINT few")
     assert rebuild(live) == {"inserted": 1, "deleted": 1}
     assert [row[1:] for row in sessions(live)] == [(2, 1, 0, 1800)]
+    assert scalar(live, "SELECT COUNT(*) FROM alicia_session_stats_live_changes") == 0
 
 
 @pytest.mark.parametrize(
@@ -788,6 +806,7 @@ def test_column_that_was_renamed_does_not_stop_a_write(live: Connection, table: 
     live.execute(f"ALTER TABLE {table} RENAME other TO {column}".encode())
     rebuild(live)
     check(live, 2)
+    assert scalar(live, "SELECT COUNT(*) FROM alicia_session_stats_live_changes") == 0
 
 
 def test_table_that_is_gone_does_not_stop_messages(live: Connection) -> None:
