@@ -5,6 +5,11 @@
 The same messages go into three databases in turns, on a server of its own with fsync: the application's tables alone (bare);
 with the triggers of live/attach.sql (live); and with a count of the whole conversation at each message, as an application
 does that keeps no sessions (counting). Then, how long rebuild_sessions takes. Tables go to stdout.
+
+Messages come 20 minutes apart, with two hours of silence after each ten, and time passes with them: a session has ten messages,
+however long the measure lasts, and each tenth message begins one. The other sessions of a real table are there too. Without
+these, every session that is written would be one of the thousand with the most messages, and every message would change that
+list; in an application few do. The tables hold the same number of messages whatever the length of the conversations.
 """
 
 # ruff: noqa: RUF001 - a times sign is one.
@@ -30,9 +35,11 @@ from alicia_session_stats.recording import attach
 from bench.samples import create, in_turns, workplace
 
 CLIENTS = 4
-CONVERSATIONS = 200
-LENGTHS = (10, 100, 1_000)  # Messages in each conversation.
+MESSAGES = 200_000  # In the tables at first.
+LENGTHS = (10, 100, 1_000)  # Messages in each conversation at first.
+OTHERS = 100_000  # Sessions of other conversations.
 BULK_LENGTH = 100
+BULK_CONVERSATIONS = 200
 BULK = 100_000
 BATCHES = (BULK, 1_000)  # Rows of one INSERT.
 DAYS = (1, 7, 366)  # Of the rebuilds; the last is everything.
@@ -60,34 +67,48 @@ TABLES = """
     );
     CREATE INDEX idx_memory_used_message ON alicia_memory_used (message_id) WHERE deleted_at IS NULL;
 """
-# Messages 20 minutes apart, and two hours of silence after each ten: ten messages are a session.
-FILL = """
+# When message number m of conversation number c is created. The conversations do not all begin a session at once.
+MINUTE = "20 * {m} + 120 * (({m} + {c}) / 10)"
+FILL = f"""
     INSERT INTO alicia_conversations (id) SELECT 'ac_' || c FROM GENERATE_SERIES(1, %(conversations)s) AS c;
     INSERT INTO alicia_messages (id, conversation_id, sequence_number, contents, created_at)
     SELECT
         CONCAT_WS('_', 'am', c, m), 'ac_' || c, m, REPEAT('x', 200),
-        NOW() AT TIME ZONE 'UTC' - (%(length)s - m) * INTERVAL '20 minutes' - (%(length)s - m) / 10 * INTERVAL '2 hours'
+        TIMESTAMP '2024-01-01' + ({MINUTE.format(m="m", c="c")}) * INTERVAL '1 minute'
     FROM GENERATE_SERIES(1, %(conversations)s) AS c, GENERATE_SERIES(1, %(length)s) AS m;
 """
-INSERT = """
-    INSERT INTO alicia_messages (id, conversation_id, sequence_number, contents, created_at)
-    VALUES (GEN_RANDOM_UUID()::TEXT, 'ac_' || :c, 0, REPEAT('x', 200), CLOCK_TIMESTAMP() AT TIME ZONE 'UTC');
+# A Pareto distribution: half have fewer than six messages, a thousand more than 94.
+FILL_OTHERS = f"""
+    INSERT INTO alicia_conversations (id) SELECT 'other_' || c FROM GENERATE_SERIES(0, {OTHERS // 4}) AS c;
+    INSERT INTO alicia_session_stats (conversation_id, message_count, session_duration_seconds, created_at)
+    SELECT 'other_' || n / 4, 3 * POWER(n / {OTHERS}.0, -0.75), 0, TIMESTAMP '2023-01-01' + n * INTERVAL '5 minutes'
+    FROM GENERATE_SERIES(1, {OTHERS}) AS n;
+"""
+# Each client has conversations of its own. Each gets a message before any gets the next one, each time in another order.
+INSERT = f"""
+\\set m {{length}} + 1 + :n / {{share}}
+\\set c 1 + :client_id + {CLIENTS} * permute(:n % {{share}}, {{share}}, :m)
+\\set minute {MINUTE.format(m=":m", c=":c")}
+\\set n :n + 1
+INSERT INTO alicia_messages (id, conversation_id, sequence_number, contents, created_at)
+VALUES (GEN_RANDOM_UUID()::TEXT, 'ac_' || :c, :m, REPEAT('x', 200), TIMESTAMP '2024-01-01' + :minute * INTERVAL '1 minute');
 """
 COUNT = """
-    SELECT
-        COUNT(*), (SELECT COUNT(*) FROM alicia_tool_uses AS t INNER JOIN alicia_messages AS m ON m.id = t.message_id
-            WHERE m.conversation_id = 'ac_' || :c AND m.deleted_at IS NULL AND t.deleted_at IS NULL)
-    FROM alicia_messages WHERE conversation_id = 'ac_' || :c AND deleted_at IS NULL;
+SELECT COUNT(*), (
+    SELECT COUNT(*) FROM alicia_tool_uses AS t INNER JOIN alicia_messages AS m ON m.id = t.message_id
+    WHERE m.conversation_id = 'ac_' || :c AND m.deleted_at IS NULL AND t.deleted_at IS NULL
+) FROM alicia_messages WHERE conversation_id = 'ac_' || :c AND deleted_at IS NULL;
 """
-# Each conversation gets one message a minute, an hour of silence after twenty, beginning a day after what is there.
+# Each conversation gets one message a minute, an hour of silence after twenty, long after what is there.
 LOAD = """
     INSERT INTO alicia_messages (id, conversation_id, sequence_number, contents, created_at)
     SELECT
         GEN_RANDOM_UUID()::TEXT, 'ac_' || 1 + n %% %(conversations)s, n, REPEAT('x', 200),
-        NOW() AT TIME ZONE 'UTC' + INTERVAL '1 day' + n / %(conversations)s * INTERVAL '1 minute'
+        TIMESTAMP '2040-01-01' + n / %(conversations)s * INTERVAL '1 minute'
         + n / %(conversations)s / 20 * INTERVAL '1 hour'
     FROM GENERATE_SERIES(%(first)s::INTEGER, %(last)s) AS n
 """
+UNLOAD = "DELETE FROM alicia_messages WHERE created_at >= '2040-01-01'"
 # Ten messages a conversation, a minute apart, over a year; each third has a tool use, each second a memory.
 YEAR = """
     INSERT INTO alicia_conversations (id) SELECT 'ac_' || c FROM GENERATE_SERIES(1, %(messages)s / 10) AS c;
@@ -100,7 +121,6 @@ YEAR = """
     INSERT INTO alicia_memory_used (id, message_id, memory_id)
     SELECT id, id, sequence_number FROM alicia_messages WHERE sequence_number %% 2 = 0;
 """
-UNLOAD = "DELETE FROM alicia_messages WHERE created_at > NOW() AT TIME ZONE 'UTC' + INTERVAL '1 hour'"
 CHECK = "SELECT * FROM alicia_session_stats_compare(ARRAY(SELECT id FROM alicia_conversations), 30) WHERE action <> 'keep'"
 Connection = psycopg.Connection[Any]
 
@@ -111,19 +131,20 @@ def prepare(server: str, length: int) -> dict[str, Connection]:
     for system in SYSTEMS:
         made[system] = create(server, f"{system}_{length}")
         made[system].execute(TABLES)
-        values = {"conversations": CONVERSATIONS, "length": length}
+        values = {"conversations": MESSAGES // length, "length": length}
         psycopg.ClientCursor(made[system]).execute(FILL, values)
         if system == "live":
             migrate(made[system].info.dsn)
             attach(made[system].info.dsn)
+            made[system].execute(FILL_OTHERS)
         made[system].execute("VACUUM ANALYZE")
     return made
 
 
-def pgbench(database: Connection, script: Path, transactions: int) -> float:
-    """Messages a second of CLIENTS clients that share so many transactions."""
+def pgbench(database: Connection, script: Path, sent: int, more: int) -> float:
+    """Messages a second of CLIENTS clients, each of which has sent so many messages and sends so many more."""
     command = [embedded.wheel_programs() / "pgbench", "-h", database.info.host, "-U", database.info.user, "-f", script]
-    command += ["-c", str(CLIENTS), "-j", "2", "-M", "prepared", "-n", "-t", str(math.ceil(transactions / CLIENTS))]
+    command += ["-c", str(CLIENTS), "-j", "2", "-M", "prepared", "-n", "-D", f"n={sent}", "-t", str(more)]
     done = subprocess.run([*command, database.info.dbname], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SessionStatsError(f"pgbench: {' '.join(done.stderr.split())}")
@@ -134,15 +155,22 @@ def measure_messages(databases: dict[str, Connection], length: int, rounds: int,
     scripts = {}
     for system in SYSTEMS:
         scripts[system] = folder / f"{system}.sql"
-        count = COUNT if system == "counting" else ""
-        scripts[system].write_text(f"\\set c random(1, {CONVERSATIONS})\n{' '.join((INSERT + count).split())}\n")
+        insert = INSERT.format(length=length, share=MESSAGES // length // CLIENTS)
+        scripts[system].write_text(insert + (COUNT if system == "counting" else ""))
     databases["bare"].execute("CHECKPOINT")
-    transactions = math.ceil(pgbench(databases["bare"], scripts["bare"], 500) * seconds)
+    sent = dict.fromkeys(SYSTEMS, 0)
     found = {system: list[float]() for system in SYSTEMS}
+
+    def run(system: str, messages: float) -> float:
+        more = math.ceil(messages / CLIENTS)
+        sent[system] += more
+        return pgbench(databases[system], scripts[system], sent[system] - more, more)
+
+    messages = run("bare", 500) * seconds
     for turn in range(rounds):
         for system in in_turns(SYSTEMS, turn):
-            share = transactions if system != "counting" else max(100, transactions * 100 // (100 + length))
-            found[system].append(pgbench(databases[system], scripts[system], share))
+            share = messages if system != "counting" else max(100, messages * 100 / (100 + length))
+            found[system].append(run(system, share))
     return row(f"{length:,} messages in each conversation", found)
 
 
@@ -161,7 +189,7 @@ def measure_bulk(databases: dict[str, Connection], rounds: int, batch: int) -> l
             databases[system].execute("CHECKPOINT")
             begun = time.monotonic()
             for first in range(0, BULK, batch):
-                cursor.execute(LOAD, {"conversations": CONVERSATIONS, "first": first, "last": first + batch - 1})
+                cursor.execute(LOAD, {"conversations": BULK_CONVERSATIONS, "first": first, "last": first + batch - 1})
             found[system].append(BULK / (time.monotonic() - begun))
             databases[system].execute(UNLOAD)
             databases[system].execute("VACUUM ANALYZE")
