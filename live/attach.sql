@@ -173,7 +173,7 @@ COMMENT ON FUNCTION alicia_session_stats_live_warn(NAME, TEXT, TEXT) IS
 -- Each locks the conversations first. All else is in a block that catches errors: the application's write goes on, and a
 -- WARNING says that its sessions must be rebuilt. Only what a retry of the transaction resolves is raised again. The lock is
 -- outside, because writers deadlock over a row that they have locked in a subtransaction and lock again. So that it cannot
--- fail on a column which was renamed after attach, a block before it names all that it reads, and reads nothing.
+-- fail on a column which was renamed after attach, a block before it names all that it reads.
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_live_on_message() RETURNS TRIGGER
 LANGUAGE plpgsql SECURITY DEFINER

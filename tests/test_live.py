@@ -993,6 +993,21 @@ def test_transaction_with_an_older_snapshot_fails_and_its_retry_is_right(live: C
     check(live, 0)
 
 
+def test_truncate_leaves_only_sessions_that_its_snapshot_lacks_and_a_rebuild_deletes_them(live: Connection) -> None:
+    send(live, START)
+    with psycopg.connect(conninfo_of(live)) as writer:
+        writer.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        writer.execute("SELECT")
+        send(live, START, "ac_2")
+        writer.execute("TRUNCATE alicia_messages CASCADE")
+    assert [row[0] for row in live.execute(COMPUTED).fetchall()] == ["ac_2"]
+    assert rebuild(live) == {"deleted": 1}
+    send(live, START)
+    send(live, START, "ac_2")
+    live.execute("TRUNCATE alicia_messages CASCADE")
+    check(live, 0)
+
+
 def test_snapshot_older_than_attach_fails(app: Connection) -> None:
     with psycopg.connect(conninfo_of(app)) as writer:
         writer.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
