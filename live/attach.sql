@@ -243,7 +243,8 @@ BEGIN
             UPDATE alicia_session_stats AS s
             SET message_count = s.message_count + 1,
                 session_duration_seconds = GREATEST(
-                    s.session_duration_seconds, FLOOR(EXTRACT(EPOCH FROM message.at - s.created_at))::INTEGER
+                    s.session_duration_seconds,
+                    LEAST(FLOOR(EXTRACT(EPOCH FROM message.at - s.created_at)), 2147483647)::INTEGER
                 )
             WHERE s.id = (
                 SELECT l.id

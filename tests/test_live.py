@@ -342,6 +342,14 @@ def test_message_at_the_end_of_time_is_recorded_like_any_other(live: Connection,
     assert rebuild(live) == {}
 
 
+def test_session_of_more_seconds_than_an_integer_holds_has_the_most_that_it_holds(app: Connection) -> None:
+    attach(conninfo_of(app), gap_minutes=999999)
+    for number in range(42):
+        send(app, START + number * timedelta(minutes=900_000))
+    assert sessions(app) == [(str(START), 42, 0, 0, 2**31 - 1)]
+    assert rebuild(app, gap_minutes=999999) == {}
+
+
 def test_many_messages_at_once_in_many_conversations(live: Connection) -> None:
     live.execute("INSERT INTO alicia_conversations (id) SELECT 'ac_' || n FROM GENERATE_SERIES(3, 300) AS n")
     for hours in (0, 0, 1, 5, 4):
