@@ -90,11 +90,12 @@ objects (object, definition, fault, owner, acl, classid, objid, objsubid) AS (
     SELECT
         'FUNCTION ' || f.oid::REGPROCEDURE,
         FORMAT(
-            '%s(%s) RETURNS %s LANGUAGE %s%s%s%s%s AS %L',
+            '%s(%s) RETURNS %s LANGUAGE %s%s%s%s%s%s AS %L',
             f.proname, PG_GET_FUNCTION_ARGUMENTS(f.oid), PG_GET_FUNCTION_RESULT(f.oid), l.lanname,
             CASE f.provolatile WHEN 'i' THEN ' IMMUTABLE' WHEN 's' THEN ' STABLE' ELSE '' END,
             CASE f.proparallel WHEN 's' THEN ' PARALLEL SAFE' WHEN 'r' THEN ' PARALLEL RESTRICTED' ELSE '' END,
             CASE WHEN f.prosecdef THEN ' SECURITY DEFINER' ELSE '' END,
+            CASE WHEN f.proretset AND f.prorows <> 1000 THEN ' ROWS ' || f.prorows ELSE '' END,
             (SELECT STRING_AGG(' SET ' || REPLACE(setting, '=', ' = '), '') FROM UNNEST(f.proconfig) AS setting),
             f.prosrc
         ),

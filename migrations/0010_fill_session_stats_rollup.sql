@@ -166,18 +166,16 @@ COMMENT ON FUNCTION alicia_session_stats_between(TIMESTAMP, TIMESTAMP) IS
 -- A call for each day sorts fewer sessions at a time than one query that groups by day, and none on disk. jit is off: the plan
 -- is made for more sessions than a day has, and compiling it for each call would take longer than the call.
 CREATE OR REPLACE FUNCTION alicia_session_stats_conversations(spans TSMULTIRANGE) RETURNS BIGINT
-LANGUAGE sql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET jit = off
 AS $function$
-SELECT COUNT(DISTINCT s.conversation_id)
-FROM UNNEST(spans) AS span
--- OFFSET 0 makes it a look-up by index for each span, whatever the number of spans that the plan was made for.
-CROSS JOIN LATERAL (
-    SELECT o.conversation_id
-    FROM alicia_session_stats AS o
-    WHERE o.created_at >= LOWER(span) AND o.created_at < UPPER(span)
-    OFFSET 0
-) AS s
+BEGIN
+    RETURN (
+        SELECT COUNT(DISTINCT s.conversation_id)
+        FROM alicia_session_stats AS s
+        WHERE s.created_at >= LOWER(spans) AND s.created_at < UPPER(spans) AND s.created_at <@ spans
+    );
+END
 $function$;
 
 COMMENT ON FUNCTION alicia_session_stats_conversations(TSMULTIRANGE) IS
