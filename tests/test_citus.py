@@ -181,6 +181,15 @@ def run_until_not_busy(conninfo: str, name: str) -> subprocess.CompletedProcess[
     return done
 
 
+def refusal(conninfo: str) -> str:
+    """What psql says when citus.sql refuses a database, which it leaves as it was."""
+    before = pg_dump(conninfo)
+    done = psql(conninfo, "-q", "-f", SCALE / "citus.sql")
+    assert done.returncode == 3
+    assert pg_dump(conninfo) == before
+    return done.stderr
+
+
 def scale(conninfo: str, name: str = "citus.sql") -> None:
     done = run_until_not_busy(conninfo, name)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -450,22 +459,15 @@ def test_database_with_live_recording_is_refused(single: str) -> None:
         connection.execute(EVENTS.encode())
         connection.execute(FOREIGN_KEYS)
     cli("attach", "--database", single).check_returncode()
-    before = pg_dump(single)
-    done = psql(single, "-q", "-f", SCALE / "citus.sql")
-    assert done.returncode == 3
-    assert "ERROR:  sessions are recorded live, which does not work on Citus" in done.stderr
-    assert pg_dump(single) == before
+    assert "ERROR:  sessions are recorded live, which does not work on Citus" in refusal(single)
 
 
 def test_application_tables_must_be_distributed_first(single: str) -> None:
     with stats.connect(single) as connection:
         connection.execute(EVENTS.encode())
         connection.execute("ALTER TABLE alicia_messages ADD FOREIGN KEY (conversation_id) REFERENCES alicia_conversations")
-        before = pg_dump(single)
-        done = psql(single, "-q", "-f", SCALE / "citus.sql")
-        assert done.returncode == 3
-        assert "ERROR:  foreign keys link tables that are not distributed to alicia_conversations: alicia_messages" in done.stderr
-        assert pg_dump(single) == before
+        expected = "ERROR:  foreign keys link tables that are not distributed to alicia_conversations: alicia_messages"
+        assert expected in refusal(single)
         connection.execute("ALTER TABLE alicia_messages DROP CONSTRAINT alicia_messages_pkey")
         connection.execute("SELECT create_distributed_table('alicia_conversations', 'id')")
         connection.execute("SELECT create_distributed_table('alicia_messages', 'conversation_id')")
@@ -642,9 +644,7 @@ def test_readers_get_the_same_answers_while_the_rows_move(name: str, single: str
 def test_run_fails_while_the_table_is_in_use_and_changes_nothing(single: str) -> None:
     with stats.connect(single) as connection, connection.transaction():
         connection.execute("SELECT COUNT(*) FROM alicia_session_stats")
-        done = psql(single, "-q", "-f", SCALE / "citus.sql")
-        assert done.returncode == 3
-        assert "lock timeout" in done.stderr
+        assert "lock timeout" in refusal(single)
     scale(single)
 
 
@@ -652,12 +652,9 @@ def test_cluster_without_workers_is_refused_unless_told() -> None:
     conninfo = fill(create("alicia_citus"))
     with stats.connect(conninfo) as connection:
         connection.execute("CREATE EXTENSION citus")
-        before = pg_dump(conninfo)
-        done = psql(conninfo, "-q", "-f", SCALE / "citus.sql")
-        assert done.returncode == 3
-        assert "ERROR:  the cluster has no worker, so that every shard would be on the coordinator" in done.stderr
-        assert pg_dump(conninfo) == before
-        [variable] = re.findall(r"-v \w+=\w+", done.stderr)
+        said = refusal(conninfo)
+        assert "ERROR:  the cluster has no worker, so that every shard would be on the coordinator" in said
+        [variable] = re.findall(r"-v \w+=\w+", said)
         done = psql(conninfo, "-q", *variable.split(), "-f", SCALE / "citus.sql")
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         connection.execute("INSERT INTO alicia_session_stats (conversation_id, message_count) VALUES ('ac_sample', 9)")
@@ -669,11 +666,7 @@ def test_cluster_without_workers_is_refused_unless_told() -> None:
 def test_table_with_row_level_security_is_refused(single: str) -> None:
     with stats.connect(single) as connection:
         connection.execute("ALTER TABLE alicia_session_stats ENABLE ROW LEVEL SECURITY")
-        before = pg_dump(single)
-        done = psql(single, "-q", "-f", SCALE / "citus.sql")
-        assert done.returncode == 3
-        assert "ERROR:  alicia_session_stats has row-level security" in done.stderr
-        assert pg_dump(single) == before
+        assert "ERROR:  alicia_session_stats has row-level security" in refusal(single)
 
 
 def test_rollback_of_a_migration_is_refused_and_says_what_to_run_first(distributed: Connection) -> None:
@@ -707,9 +700,5 @@ def test_way_back_works_after_a_shard_was_moved(mode: str, distributed: Connecti
 
 
 def test_error_names_a_missing_extension_or_migration(twin: str) -> None:
-    done = psql(twin, "-q", "-f", SCALE / "citus.sql")
-    assert done.returncode == 3
-    assert "this database has no Citus" in done.stderr
-    done = psql(form_cluster(create("alicia_citus_empty")), "-q", "-f", SCALE / "citus.sql")
-    assert done.returncode == 3
-    assert "this database is not migrated" in done.stderr
+    assert "this database has no Citus" in refusal(twin)
+    assert "this database is not migrated" in refusal(form_cluster(create("alicia_citus_empty")))
