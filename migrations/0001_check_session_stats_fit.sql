@@ -200,20 +200,9 @@ WITH promises (object, definition, pattern, can_add) AS (
         '^FOREIGN KEY \(conversation_id\) REFERENCES \S*alicia_conversations\(id\) .*ON DELETE CASCADE', TRUE
     ),
     (
-        'CONSTRAINT session_stats_message_count_not_negative ON alicia_session_stats',
-        'CHECK ((message_count >= 0))', '^CHECK \(\(message_count >= 0\)\)$', TRUE
-    ),
-    (
-        'CONSTRAINT session_stats_tool_call_count_not_negative ON alicia_session_stats',
-        'CHECK ((tool_call_count >= 0))', '^CHECK \(\(tool_call_count >= 0\)\)$', TRUE
-    ),
-    (
-        'CONSTRAINT session_stats_memories_used_not_negative ON alicia_session_stats',
-        'CHECK ((memories_used >= 0))', '^CHECK \(\(memories_used >= 0\)\)$', TRUE
-    ),
-    (
-        'CONSTRAINT session_stats_duration_not_negative ON alicia_session_stats',
-        'CHECK ((session_duration_seconds >= 0))', '^CHECK \(\(session_duration_seconds >= 0\)\)$', TRUE
+        'CONSTRAINT session_stats_counts_and_duration_not_negative ON alicia_session_stats',
+        'CHECK ((LEAST(message_count, tool_call_count, memories_used, session_duration_seconds) >= 0))',
+        '^CHECK \(\(LEAST\(message_count, tool_call_count, memories_used, session_duration_seconds\) >= 0\)\)$', TRUE
     ),
     (
         'INDEX idx_session_stats_conversation',
@@ -228,7 +217,7 @@ WITH promises (object, definition, pattern, can_add) AS (
     (
         'TRIGGER update_session_stats_updated_at ON alicia_session_stats',
         'CREATE TRIGGER update_session_stats_updated_at BEFORE UPDATE ON alicia_session_stats FOR EACH ROW '
-        'WHEN (old.* *<> new.*) EXECUTE FUNCTION update_session_stats_updated_at()',
+        'EXECUTE FUNCTION update_session_stats_updated_at()',
         ' BEFORE (INSERT OR )?UPDATE ', TRUE
     )
 ),

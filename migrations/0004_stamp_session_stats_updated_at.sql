@@ -16,11 +16,18 @@ BEGIN
     IF TO_REGPROCEDURE('update_session_stats_updated_at()') IS NULL THEN
         CREATE FUNCTION update_session_stats_updated_at() RETURNS TRIGGER
         LANGUAGE plpgsql
-        -- No function or operator of another schema can take the place of these.
-        SET search_path = pg_catalog, pg_temp
         AS $function$
         BEGIN
-            NEW.updated_at := GREATEST(CLOCK_TIMESTAMP() AT TIME ZONE 'UTC', OLD.updated_at + INTERVAL '1 microsecond');
+            -- An UPDATE that changes nothing is not a modification. *<> compares any column that the application may add:
+            -- IS DISTINCT FROM fails for a type without an equality operator, such as JSON.
+            -- With their schema, no function or operator of another one can take the place of these, and
+            -- a search_path of the function's own would have to be set for every update.
+            IF OLD OPERATOR(pg_catalog.*<>) NEW THEN
+                NEW.updated_at := GREATEST(
+                    pg_catalog.CLOCK_TIMESTAMP() AT TIME ZONE 'UTC',
+                    OLD.updated_at OPERATOR(pg_catalog.+) INTERVAL '1 microsecond'
+                );
+            END IF;
             RETURN NEW;
         END
         $function$;
@@ -30,12 +37,10 @@ BEGIN
         PERFORM alicia_session_stats_own('FUNCTION update_session_stats_updated_at()');
     END IF;
 
-    -- An UPDATE that changes nothing is not a modification. *<> compares any column that the application may add: IS DISTINCT
-    -- FROM fails for a type without an equality operator, such as JSON.
+    -- Without a WHEN, which PostgreSQL parses again for every statement.
     CREATE TRIGGER update_session_stats_updated_at
     BEFORE UPDATE ON alicia_session_stats
-    FOR EACH ROW WHEN (OLD.* *<> NEW.*)
-    EXECUTE FUNCTION update_session_stats_updated_at();
+    FOR EACH ROW EXECUTE FUNCTION update_session_stats_updated_at();
 
     COMMENT ON TRIGGER update_session_stats_updated_at ON alicia_session_stats IS
     'Stamps updated_at when a row really changes';

@@ -5,9 +5,6 @@
 -- Rollback: no row is lost.
 SET LOCAL lock_timeout = '500ms';
 
-SELECT alicia_session_stats_drop('CONSTRAINT session_stats_message_count_not_negative ON alicia_session_stats');
-SELECT alicia_session_stats_drop('CONSTRAINT session_stats_tool_call_count_not_negative ON alicia_session_stats');
-SELECT alicia_session_stats_drop('CONSTRAINT session_stats_memories_used_not_negative ON alicia_session_stats');
-SELECT alicia_session_stats_drop('CONSTRAINT session_stats_duration_not_negative ON alicia_session_stats');
+SELECT alicia_session_stats_drop('CONSTRAINT session_stats_counts_and_duration_not_negative ON alicia_session_stats');
 SELECT alicia_session_stats_drop('CONSTRAINT alicia_session_stats_conversation_id_fkey ON alicia_session_stats')
 WHERE NOT EXISTS (SELECT FROM alicia_session_stats_owned_objects WHERE object = 'TABLE alicia_session_stats');

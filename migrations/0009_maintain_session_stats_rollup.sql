@@ -23,6 +23,12 @@ $function$;
 COMMENT ON FUNCTION alicia_session_stats_bucket(TIMESTAMP) IS
 'Private: the start of the quarter of an hour that holds a time';
 
+-- The lock of a slot is the advisory lock (1634494819, 256 * slot + hash of the bucket): the first key is the bytes "alic", and
+-- with 256 hashes a transaction that writes to every bucket of a year takes few locks. That of trim() is (1634494819, -1).
+--
+-- These numbers are literals in what every write calls, because PL/pgSQL prepares each expression again in every
+-- transaction, and the value of a constant is an expression. For the same reason the usual case has few expressions.
+
 CREATE OR REPLACE FUNCTION alicia_session_stats_add(
     bucket TIMESTAMP, more_sessions BIGINT, more_messages BIGINT, more_tool_calls BIGINT, more_memories BIGINT,
     more_seconds BIGINT, keeps_snapshot BOOLEAN
@@ -30,12 +36,6 @@ CREATE OR REPLACE FUNCTION alicia_session_stats_add(
 LANGUAGE plpgsql
 AS $function$
 DECLARE
-    lock_class CONSTANT INTEGER := 1634494819; -- The bytes "alic".
-    -- 256 lock keys for each slot, so that a transaction that writes to every bucket of a year takes few locks.
-    lock_buckets CONSTANT INTEGER := 256;
-    lock_bucket CONSTANT INTEGER := TIMESTAMP_HASH(bucket) & (lock_buckets - 1);
-    no_slot CONSTANT INTEGER := 2147483647;
-    max_versions CONSTANT INTEGER := 200;
     slot INTEGER := 0;
     cutoff INTEGER;
 BEGIN
@@ -49,7 +49,7 @@ BEGIN
         EXCEPTION WHEN serialization_failure THEN
             INSERT INTO alicia_session_stats_rollup
             VALUES (
-                bucket, no_slot, CLOCK_TIMESTAMP() AT TIME ZONE 'UTC', NULL,
+                bucket, 2147483647, CLOCK_TIMESTAMP() AT TIME ZONE 'UTC', NULL,
                 more_sessions, more_messages, more_tool_calls, more_memories, more_seconds
             );
         END;
@@ -62,7 +62,7 @@ BEGIN
     END IF;
 
     -- The lock lasts until commit, so only this transaction changes the slot's row until then.
-    WHILE NOT PG_TRY_ADVISORY_XACT_LOCK(lock_class, lock_buckets * slot + lock_bucket) LOOP
+    WHILE NOT PG_TRY_ADVISORY_XACT_LOCK(1634494819, 256 * slot + (TIMESTAMP_HASH(bucket) & 255)) LOOP
         slot := slot + 1;
     END LOOP;
 
@@ -74,7 +74,7 @@ BEGIN
         seconds = r.seconds + more_seconds,
         versions = r.versions + 1,
         padding = ''
-    WHERE r.versions < max_versions AND r.ctid = (
+    WHERE r.versions < 200 AND r.ctid = (
         SELECT n.ctid
         FROM alicia_session_stats_rollup AS n
         WHERE n.bucket_start = bucket AND n.writer_slot = slot
@@ -103,8 +103,8 @@ BEGIN
             FROM alicia_session_stats_rollup AS o
             WHERE slot = 0 AND o.bucket_start = bucket AND o.writer_slot > 0
                 AND CASE
-                    WHEN o.writer_slot = no_slot THEN TRUE
-                    ELSE PG_TRY_ADVISORY_XACT_LOCK(lock_class, lock_buckets * o.writer_slot + lock_bucket)
+                    WHEN o.writer_slot = 2147483647 THEN TRUE
+                    ELSE PG_TRY_ADVISORY_XACT_LOCK(1634494819, 256 * o.writer_slot + (TIMESTAMP_HASH(bucket) & 255))
                 END
         ))
         RETURNING r.*
@@ -218,7 +218,8 @@ COMMENT ON FUNCTION alicia_session_stats_trim() IS
 -- is off because a plan made while the rollup is small stays in use when it is large. jit is off because enable_seqscan
 -- adds a large cost to the one sequential scan that is left, of the cutoff's only row, and that cost would start JIT.
 
--- For each row, because an application updates one session at a time, and that must be fast.
+-- For each row, because an application updates one session at a time, and that must be fast. So the usual case is not left
+-- to add(), which does the same and more.
 CREATE OR REPLACE FUNCTION alicia_session_stats_on_update() RETURNS TRIGGER
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -226,23 +227,48 @@ SET enable_seqscan = off
 SET jit = off
 AS $function$
 DECLARE
-    keeps_snapshot CONSTANT BOOLEAN := CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%';
-    trim_every CONSTANT INTEGER := 50;
+    keeps_snapshot BOOLEAN;
     cutoff INTEGER;
     is_candidate BOOLEAN;
 BEGIN
-    -- Another column changed. Not as the WHEN of the trigger, which every other update would pay for.
-    IF (
-        NEW.message_count, NEW.tool_call_count, NEW.memories_used, NEW.session_duration_seconds, NEW.created_at, NEW.id,
-        NEW.conversation_id
-    ) = (
-        OLD.message_count, OLD.tool_call_count, OLD.memories_used, OLD.session_duration_seconds, OLD.created_at, OLD.id,
-        OLD.conversation_id
-    ) THEN
-        RETURN NULL;
+    -- Another column changed. Not in the WHEN of the trigger, which PostgreSQL parses again for every statement.
+    IF NEW.message_count = OLD.message_count THEN
+        IF (NEW.tool_call_count, NEW.memories_used, NEW.session_duration_seconds, NEW.created_at, NEW.id, NEW.conversation_id)
+            = (OLD.tool_call_count, OLD.memories_used, OLD.session_duration_seconds, OLD.created_at, OLD.id, OLD.conversation_id)
+        THEN
+            RETURN NULL;
+        END IF;
     END IF;
 
-    IF NEW.created_at = OLD.created_at THEN
+    -- The usual case: under READ COMMITTED, in a bucket whose slot 0 is free and has a row.
+    IF NEW.created_at = OLD.created_at
+        AND CURRENT_SETTING('transaction_isolation') = 'read committed'
+        AND PG_TRY_ADVISORY_XACT_LOCK(1634494819, TIMESTAMP_HASH(alicia_session_stats_bucket(NEW.created_at)) & 255)
+    THEN
+        UPDATE alicia_session_stats_rollup AS r
+        SET messages = r.messages + NEW.message_count - OLD.message_count,
+            tool_calls = r.tool_calls + NEW.tool_call_count - OLD.tool_call_count,
+            memories = r.memories + NEW.memories_used - OLD.memories_used,
+            seconds = r.seconds + NEW.session_duration_seconds - OLD.session_duration_seconds,
+            versions = r.versions + 1,
+            padding = ''
+        WHERE r.versions < 200 AND r.ctid = (
+            SELECT n.ctid
+            FROM alicia_session_stats_rollup AS n
+            WHERE n.bucket_start = alicia_session_stats_bucket(NEW.created_at) AND n.writer_slot = 0
+            ORDER BY n.bucket_start, n.writer_slot, n.opened_at DESC
+            LIMIT 1
+        )
+        RETURNING COALESCE(r.cutoff, -1) INTO cutoff;
+        IF GREATEST(NEW.message_count, OLD.message_count) < cutoff THEN
+            RETURN NULL;
+        END IF;
+    END IF;
+
+    keeps_snapshot := CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%';
+    IF cutoff IS NOT NULL THEN
+        -- Added above.
+    ELSIF NEW.created_at = OLD.created_at THEN
         cutoff := alicia_session_stats_add(
             alicia_session_stats_bucket(NEW.created_at), 0::BIGINT, NEW.message_count::BIGINT - OLD.message_count,
             NEW.tool_call_count::BIGINT - OLD.tool_call_count, NEW.memories_used::BIGINT - OLD.memories_used,
@@ -283,7 +309,7 @@ BEGIN
     is_candidate := FOUND;
     PERFORM alicia_session_stats_forget(OLD.message_count, OLD.created_at, OLD.id, OLD.conversation_id);
     -- Chosen by the clock, because RANDOM() would change the sequence that the application gets after SETSEED().
-    IF is_candidate AND EXTRACT(MICROSECONDS FROM CLOCK_TIMESTAMP())::INTEGER % trim_every = 0 THEN
+    IF is_candidate AND EXTRACT(MICROSECONDS FROM CLOCK_TIMESTAMP())::INTEGER % 50 = 0 THEN
         PERFORM alicia_session_stats_trim();
     END IF;
     RETURN NULL;
@@ -303,10 +329,6 @@ AS $function$
 DECLARE
     keeps_snapshot CONSTANT BOOLEAN := CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%';
     sign CONSTANT BIGINT := CASE TG_OP WHEN 'INSERT' THEN 1 ELSE -1 END;
-    lock_class CONSTANT INTEGER := 1634494819;
-    trim_lock CONSTANT INTEGER := -1;
-    trim_every CONSTANT INTEGER := 50;
-    list_size CONSTANT BIGINT := 1000;
     session RECORD;
     thousandth RECORD;
     cutoff INTEGER;
@@ -352,8 +374,8 @@ BEGIN
     SELECT c.message_count, c.created_at, c.id INTO thousandth
     FROM changed_rows AS c
     ORDER BY c.message_count DESC, c.created_at DESC, c.id DESC
-    OFFSET list_size - 1 LIMIT 1;
-    IF FOUND AND NOT keeps_snapshot AND PG_TRY_ADVISORY_XACT_LOCK(lock_class, trim_lock) THEN
+    OFFSET 999 LIMIT 1;
+    IF FOUND AND NOT keeps_snapshot AND PG_TRY_ADVISORY_XACT_LOCK(1634494819, -1) THEN
         UPDATE alicia_session_stats_top_cutoff AS t
         SET message_count = thousandth.message_count, created_at = thousandth.created_at, id = thousandth.id
         WHERE (thousandth.message_count, thousandth.created_at, thousandth.id) > (t.message_count, t.created_at, t.id);
@@ -367,7 +389,7 @@ BEGIN
         WHERE (c.message_count, c.created_at, c.id) < (t.message_count, t.created_at, t.id)
     ));
     GET DIAGNOSTICS inserted = ROW_COUNT;
-    IF EXTRACT(MICROSECONDS FROM CLOCK_TIMESTAMP())::INTEGER % trim_every < inserted THEN
+    IF EXTRACT(MICROSECONDS FROM CLOCK_TIMESTAMP())::INTEGER % 50 < inserted THEN
         PERFORM alicia_session_stats_trim();
     END IF;
     RETURN NULL;

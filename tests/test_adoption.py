@@ -222,11 +222,10 @@ ADOPTED: dict[str, tuple[int, str]] = {
         1000,
         altered("ADD deleted_at TIMESTAMP, ADD tenant TEXT NOT NULL DEFAULT 'x', ADD n BIGINT GENERATED ALWAYS AS IDENTITY"),
     ),
-    "checks and key of other names": (
+    "check and key of other names": (
         1000,
         altered(
-            "ADD CONSTRAINT messages_ok CHECK (message_count >= 0), ADD CONSTRAINT tools_ok CHECK (tool_call_count >= 0),"
-            "ADD CONSTRAINT seconds_ok CHECK (session_duration_seconds >= 0)"
+            "ADD CONSTRAINT counts_ok CHECK (LEAST(message_count, tool_call_count, memories_used, session_duration_seconds) >= 0)"
         )
         + altered("RENAME CONSTRAINT alicia_session_stats_conversation_id_fkey TO of_conversation"),
     ),
@@ -254,15 +253,13 @@ def test_what_fits_is_kept_and_what_is_missing_is_added(build: Build, sessions: 
 
 
 def test_what_the_application_has_under_another_name_is_not_doubled(build: Build) -> None:
-    application = build(*ADOPTED["checks and key of other names"])
+    application = build(*ADOPTED["check and key of other names"])
     stats.migrate(conninfo_of(application))
     here = "= 'alicia_session_stats'::REGCLASS"
     constraints = (
         f"SELECT ARRAY_AGG(conname::TEXT ORDER BY conname) FROM pg_constraint WHERE conrelid {here} AND contype IN ('c', 'f')"
     )
-    assert scalar(application, constraints) == [
-        "messages_ok", "of_conversation", "seconds_ok", "session_stats_memories_used_not_negative", "tools_ok"
-    ]  # fmt: skip
+    assert scalar(application, constraints) == ["counts_ok", "of_conversation"]
     before_update = f"SELECT ARRAY_AGG(tgname::TEXT) FROM pg_trigger WHERE tgrelid {here} AND NOT tgisinternal AND tgtype & 2 = 2"
     assert scalar(application, before_update) == ["touch_session_stats"]
 
@@ -430,14 +427,14 @@ MISFITS: dict[str, tuple[int, str, list[str]]] = {
     ),
     "a check and a trigger that do something else": (
         1000,
-        altered("ADD CONSTRAINT session_stats_duration_not_negative CHECK (session_duration_seconds < 1000000)")
+        altered("ADD CONSTRAINT session_stats_counts_and_duration_not_negative CHECK (session_duration_seconds < 1000000)")
         + """
         CREATE FUNCTION audit() RETURNS TRIGGER LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
         DROP TRIGGER touch_session_stats ON alicia_session_stats; CREATE TRIGGER update_session_stats_updated_at
         AFTER UPDATE ON alicia_session_stats FOR EACH ROW EXECUTE FUNCTION audit();
         """,
         [
-            "CONSTRAINT session_stats_duration_not_negative ON",
+            "CONSTRAINT session_stats_counts_and_duration_not_negative ON",
             "TRIGGER update_session_stats_updated_at ON alicia_session_stats is",
         ],
     ),

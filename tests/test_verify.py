@@ -16,7 +16,7 @@ ROLLUP = f"{TABLE}_rollup"
 HOURS = f"{TABLE}_quarter_hours"
 TOP = f"{TABLE}_top_sessions"
 KEY = f"CONSTRAINT {TABLE}_conversation_id_fkey ON {TABLE}"
-CHECK = f"CONSTRAINT session_stats_duration_not_negative ON {TABLE}"
+CHECK = f"CONSTRAINT session_stats_counts_and_duration_not_negative ON {TABLE}"
 BY_TIME = "INDEX idx_session_stats_created_at"
 STAMP = f"TRIGGER update_session_stats_updated_at ON {TABLE}"
 COUNT = f"TRIGGER rollup_session_stats_update ON {TABLE}"
@@ -31,8 +31,8 @@ KEY_AGAIN = (
     f"ADD CONSTRAINT {TABLE}_conversation_id_fkey FOREIGN KEY (conversation_id) REFERENCES alicia_conversations (id)"
 )
 CHECK_AGAIN = (
-    f"ALTER TABLE {TABLE} DROP CONSTRAINT session_stats_duration_not_negative, "
-    "ADD CONSTRAINT session_stats_duration_not_negative CHECK"
+    f"ALTER TABLE {TABLE} DROP CONSTRAINT session_stats_counts_and_duration_not_negative, "
+    "ADD CONSTRAINT session_stats_counts_and_duration_not_negative CHECK"
 )
 # Objects of each kind, each in the form that COMMENT ON takes.
 COMMENTED = {
@@ -55,7 +55,7 @@ TAMPERED: dict[str, tuple[str, set[str]]] = {
     "type": (f"ALTER TABLE {TABLE} ALTER updated_at TYPE TIMESTAMPTZ", {f"COLUMN {TABLE}.updated_at"}),
     "type that a view reads": (
         f"DROP VIEW {TOP}; ALTER TABLE {TABLE} ALTER message_count TYPE BIGINT",
-        {f"COLUMN {TABLE}.message_count", f"VIEW {TOP}"},
+        {f"COLUMN {TABLE}.message_count", CHECK, f"VIEW {TOP}"},
     ),
     "private type": (f"ALTER TABLE {ROLLUP} ALTER padding TYPE VARCHAR(50)", {f"COLUMN {ROLLUP}.padding"}),
     "nullable": (f"ALTER TABLE {TABLE} ALTER tool_call_count DROP NOT NULL", {f"COLUMN {TABLE}.tool_call_count"}),
@@ -74,9 +74,12 @@ TAMPERED: dict[str, tuple[str, set[str]]] = {
         {KEY},
     ),
     "cascade's triggers disabled": ("ALTER TABLE alicia_conversations DISABLE TRIGGER ALL", {KEY}),
-    "check dropped": (f"ALTER TABLE {TABLE} DROP CONSTRAINT session_stats_duration_not_negative", {CHECK}),
+    "check dropped": (f"ALTER TABLE {TABLE} DROP CONSTRAINT session_stats_counts_and_duration_not_negative", {CHECK}),
     "check changed": (f"{CHECK_AGAIN} (session_duration_seconds > -9) NOT VALID", {CHECK}),
-    "check not validated": (f"{CHECK_AGAIN} (session_duration_seconds >= 0) NOT VALID", {CHECK}),
+    "check not validated": (
+        f"{CHECK_AGAIN} (LEAST(message_count, tool_call_count, memories_used, session_duration_seconds) >= 0) NOT VALID",
+        {CHECK},
+    ),
     "index dropped": ("DROP INDEX idx_session_stats_created_at", {BY_TIME}),
     "private index dropped": ("DROP INDEX idx_session_stats_rollup", {"INDEX idx_session_stats_rollup"}),
     "index in another order": (f"{BY_TIME_AGAIN} (created_at)", {BY_TIME}),
@@ -238,13 +241,13 @@ def test_objects_of_the_application_are_judged_by_what_they_do(bare: Connection,
         CREATE TRIGGER touched BEFORE UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION touch();
         CREATE INDEX idx_session_stats_conversation ON {TABLE} (conversation_id, created_at);
         CREATE INDEX idx_session_stats_created_at ON {TABLE} (created_at);
-        ALTER TABLE {TABLE} ADD CONSTRAINT c1 CHECK (message_count >= 0), ADD CONSTRAINT c2 CHECK (tool_call_count >= 0),
-            ADD CONSTRAINT c3 CHECK (memories_used >= 0), ADD CONSTRAINT c4 CHECK (session_duration_seconds >= 0)""".encode()
+        ALTER TABLE {TABLE} ADD CONSTRAINT counts_ok
+        CHECK (LEAST(message_count, tool_call_count, memories_used, session_duration_seconds) >= 0)""".encode()
     )
     stats.migrate(conninfo_of(bare))
     bare.execute("ALTER INDEX idx_session_stats_conversation RENAME TO by_conversation")
     assert stats.verify(conninfo_of(bare)) == []
-    bare.execute(f"DROP INDEX by_conversation; ALTER TABLE {TABLE} DISABLE TRIGGER touched, DROP CONSTRAINT c4")
+    bare.execute(f"DROP INDEX by_conversation; ALTER TABLE {TABLE} DISABLE TRIGGER touched, DROP CONSTRAINT counts_ok")
     rows = stats.verify(conninfo_of(bare))
     assert {row["object"] for row in rows} == {"INDEX idx_session_stats_conversation", STAMP, CHECK}
     fix(bare, rows, tmp_path)
