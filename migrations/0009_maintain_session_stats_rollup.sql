@@ -266,15 +266,13 @@ BEGIN
     END IF;
 
     keeps_snapshot := CURRENT_SETTING('transaction_isolation') NOT LIKE 'read%';
-    IF cutoff IS NOT NULL THEN
-        -- Added above.
-    ELSIF NEW.created_at = OLD.created_at THEN
+    IF cutoff IS NULL AND NEW.created_at = OLD.created_at THEN
         cutoff := alicia_session_stats_add(
             alicia_session_stats_bucket(NEW.created_at), 0::BIGINT, NEW.message_count::BIGINT - OLD.message_count,
             NEW.tool_call_count::BIGINT - OLD.tool_call_count, NEW.memories_used::BIGINT - OLD.memories_used,
             NEW.session_duration_seconds::BIGINT - OLD.session_duration_seconds, keeps_snapshot
         );
-    ELSE
+    ELSIF cutoff IS NULL THEN
         cutoff := LEAST(
             alicia_session_stats_add(
                 alicia_session_stats_bucket(OLD.created_at), -1::BIGINT, -OLD.message_count::BIGINT,

@@ -55,7 +55,7 @@ WITH asked AS (
     WHERE alicia_session_stats_is_time_zone(:'tz')
 ),
 
-cohorts AS (
+cohorts AS MATERIALIZED (
     SELECT
         a.last_week - 7 * n AS cohort,
         -- Weeks since then that have begun.

@@ -24,39 +24,73 @@
 \else
 \set until now
 \endif
--- Sorted first, because hashing so many conversations takes longer.
-WITH sessions AS (
+-- The conversations in two halves, by a hash, so that two processes can count them. In each half the sessions are sorted first,
+-- because hashing so many conversations takes longer.
+WITH counts AS (
     SELECT
-        conversation_id,
-        message_count AS messages,
-        session_duration_seconds AS seconds
-    FROM alicia_session_stats
-    WHERE
-        created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
-        AND created_at < alicia_session_stats_window_end(:'until')
-    ORDER BY conversation_id
-    OFFSET 0
-),
-
-conversations AS (
-    SELECT
-        COUNT(*) AS sessions,
-        COUNT(*) FILTER (WHERE messages = 1) AS one_message,
-        COUNT(*) FILTER (WHERE seconds > 0) AS nonzero,
-        COUNT(*) FILTER (WHERE messages = 1 AND seconds > 0) AS nonzero_one_message
-    FROM sessions
-    GROUP BY conversation_id
-),
-
-counts AS (
-    SELECT
-        COUNT(*) AS conversations,
-        COUNT(*) FILTER (WHERE nonzero > 0) AS nonzero_conversations,
-        COUNT(*) FILTER (WHERE sessions > 1) AS came_back,
-        COUNT(*) FILTER (WHERE nonzero > 1) AS nonzero_came_back,
+        SUM(conversations) AS conversations,
+        SUM(nonzero_conversations) AS nonzero_conversations,
+        SUM(came_back) AS came_back,
+        SUM(nonzero_came_back) AS nonzero_came_back,
         SUM(one_message) AS one_message,
         SUM(nonzero_one_message) AS nonzero_one_message
-    FROM conversations
+    FROM (
+        SELECT
+            COUNT(*) AS conversations,
+            COUNT(*) FILTER (WHERE nonzero > 0) AS nonzero_conversations,
+            COUNT(*) FILTER (WHERE sessions > 1) AS came_back,
+            COUNT(*) FILTER (WHERE nonzero > 1) AS nonzero_came_back,
+            SUM(one_message) AS one_message,
+            SUM(nonzero_one_message) AS nonzero_one_message
+        FROM (
+            SELECT
+                COUNT(*) AS sessions,
+                COUNT(*) FILTER (WHERE seconds > 0) AS nonzero,
+                COUNT(*) FILTER (WHERE messages = 1) AS one_message,
+                COUNT(*) FILTER (WHERE messages = 1 AND seconds > 0) AS nonzero_one_message
+            FROM (
+                SELECT
+                    conversation_id,
+                    message_count AS messages,
+                    session_duration_seconds AS seconds
+                FROM alicia_session_stats
+                WHERE
+                    created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
+                    AND created_at < alicia_session_stats_window_end(:'until')
+                    AND HASHTEXT(conversation_id) < 0
+                ORDER BY conversation_id
+            ) AS sessions
+            GROUP BY conversation_id
+        ) AS conversations
+        UNION ALL
+        SELECT
+            COUNT(*) AS conversations,
+            COUNT(*) FILTER (WHERE nonzero > 0) AS nonzero_conversations,
+            COUNT(*) FILTER (WHERE sessions > 1) AS came_back,
+            COUNT(*) FILTER (WHERE nonzero > 1) AS nonzero_came_back,
+            SUM(one_message) AS one_message,
+            SUM(nonzero_one_message) AS nonzero_one_message
+        FROM (
+            SELECT
+                COUNT(*) AS sessions,
+                COUNT(*) FILTER (WHERE seconds > 0) AS nonzero,
+                COUNT(*) FILTER (WHERE messages = 1) AS one_message,
+                COUNT(*) FILTER (WHERE messages = 1 AND seconds > 0) AS nonzero_one_message
+            FROM (
+                SELECT
+                    conversation_id,
+                    message_count AS messages,
+                    session_duration_seconds AS seconds
+                FROM alicia_session_stats
+                WHERE
+                    created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
+                    AND created_at < alicia_session_stats_window_end(:'until')
+                    AND HASHTEXT(conversation_id) >= 0
+                ORDER BY conversation_id
+            ) AS sessions
+            GROUP BY conversation_id
+        ) AS conversations
+    ) AS halves
 ),
 
 durations AS (
