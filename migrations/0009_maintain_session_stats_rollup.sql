@@ -227,6 +227,7 @@ SET enable_seqscan = off
 SET jit = off
 AS $function$
 DECLARE
+    slot INTEGER := 0;
     keeps_snapshot BOOLEAN;
     cutoff INTEGER;
     is_candidate BOOLEAN;
@@ -240,11 +241,13 @@ BEGIN
         END IF;
     END IF;
 
-    -- The usual case: under READ COMMITTED, in a bucket whose slot 0 is free and has a row.
-    IF NEW.created_at = OLD.created_at
-        AND CURRENT_SETTING('transaction_isolation') = 'read committed'
-        AND PG_TRY_ADVISORY_XACT_LOCK(1634494819, TIMESTAMP_HASH(alicia_session_stats_bucket(NEW.created_at)) & 255)
-    THEN
+    -- The usual case: under READ COMMITTED, and the slot has a row.
+    IF NEW.created_at = OLD.created_at AND CURRENT_SETTING('transaction_isolation') = 'read committed' THEN
+        WHILE NOT PG_TRY_ADVISORY_XACT_LOCK(
+            1634494819, 256 * slot + (TIMESTAMP_HASH(alicia_session_stats_bucket(NEW.created_at)) & 255)
+        ) LOOP
+            slot := slot + 1;
+        END LOOP;
         UPDATE alicia_session_stats_rollup AS r
         SET messages = r.messages + NEW.message_count - OLD.message_count,
             tool_calls = r.tool_calls + NEW.tool_call_count - OLD.tool_call_count,
@@ -255,7 +258,7 @@ BEGIN
         WHERE r.versions < 200 AND r.ctid = (
             SELECT n.ctid
             FROM alicia_session_stats_rollup AS n
-            WHERE n.bucket_start = alicia_session_stats_bucket(NEW.created_at) AND n.writer_slot = 0
+            WHERE n.bucket_start = alicia_session_stats_bucket(NEW.created_at) AND n.writer_slot = slot
             ORDER BY n.bucket_start, n.writer_slot, n.opened_at DESC
             LIMIT 1
         )
