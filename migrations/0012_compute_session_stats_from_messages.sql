@@ -36,12 +36,13 @@ WITH spaced_messages AS (
         -- of the type.
         PG_CATALOG.LAG(m.created_at) OVER conversation IS NULL
         OR m.created_at > PG_CATALOG.LAG(m.created_at) OVER conversation
-        AND m.created_at > MAKE_INTERVAL(mins => gap_minutes) + LEAST(
+        AND m.created_at > MAKE_INTERVAL(mins => alicia_session_stats_compute.gap_minutes) + LEAST(
             PG_CATALOG.LAG(m.created_at) OVER conversation,
-            TIMESTAMP '294276-12-31 23:59:59.999999' - MAKE_INTERVAL(mins => gap_minutes)
+            TIMESTAMP '294276-12-31 23:59:59.999999' - MAKE_INTERVAL(mins => alicia_session_stats_compute.gap_minutes)
         ) AS starts_session
     FROM alicia_messages AS m
-    WHERE m.deleted_at IS NULL AND m.conversation_id = ANY(conversations)
+    -- With the function's name, since the application's table may have columns of the parameters' names.
+    WHERE m.deleted_at IS NULL AND m.conversation_id = ANY(alicia_session_stats_compute.conversations)
         -- Where alicia_conversations has no deleted_at, the name means that of the message, which is NULL.
         AND NOT EXISTS (SELECT FROM alicia_conversations AS c WHERE c.id = m.conversation_id AND deleted_at IS NOT NULL)
     WINDOW conversation AS (PARTITION BY m.conversation_id ORDER BY m.created_at)
@@ -122,7 +123,7 @@ FROM alicia_session_stats_compute(conversations, gap_minutes) AS n
 FULL JOIN (
     SELECT r.*
     FROM alicia_session_stats AS r
-    WHERE r.conversation_id = ANY(conversations) AND r.id = alicia_session_stats_session_id(r.conversation_id, r.created_at)
+    WHERE r.conversation_id = ANY(alicia_session_stats_compare.conversations) AND r.id = alicia_session_stats_session_id(r.conversation_id, r.created_at)
 ) AS s ON s.id = n.id
 $function$;
 

@@ -406,11 +406,13 @@ def test_message_exactly_since_days_ago_is_inside(app: Connection) -> None:
         assert rebuild(app, since_days=2) == {"inserted": 1}
 
 
+@pytest.mark.parametrize("column", ["since TIMESTAMP", "gap_minutes INTEGER", "conversations TEXT[]"])
 @pytest.mark.parametrize("name", ["alicia_conversations", "alicia_messages"])
-def test_further_column_named_since_does_not_matter(app: Connection, name: str) -> None:
-    app.execute(f"ALTER TABLE {name} ADD COLUMN since TIMESTAMP".encode())
+def test_further_column_named_like_a_variable_does_not_matter(app: Connection, name: str, column: str) -> None:
+    app.execute(f"ALTER TABLE {name} ADD COLUMN {column}".encode())
     send(app, START)
-    assert rebuild(app) == {"inserted": 1}
+    send(app, START + timedelta(days=1))
+    assert rebuild(app) == {"inserted": 2}
 
 
 def test_conversation_is_recent_by_a_deleted_message_or_by_a_session(app: Connection) -> None:
