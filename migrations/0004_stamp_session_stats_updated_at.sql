@@ -19,9 +19,9 @@ BEGIN
         AS $function$
         BEGIN
             -- An UPDATE that changes nothing is not a modification. *<> compares any column that the application may add:
-            -- IS DISTINCT FROM fails for a type without an equality operator, such as JSON.
-            -- With their schema, no function or operator of another one can take the place of these, and
-            -- a search_path of the function's own would have to be set for every update.
+            -- IS DISTINCT FROM fails for a type without an equality operator, such as JSON. In a table with a stored
+            -- generated column every UPDATE counts as one that changes the row: the column is not computed yet.
+            -- Names have their schema, so that search_path does not affect them. Setting it would cost each update more.
             IF OLD OPERATOR(pg_catalog.*<>) NEW THEN
                 NEW.updated_at := GREATEST(
                     pg_catalog.CLOCK_TIMESTAMP() AT TIME ZONE 'UTC',
@@ -37,13 +37,13 @@ BEGIN
         PERFORM alicia_session_stats_own('FUNCTION update_session_stats_updated_at()');
     END IF;
 
-    -- Without a WHEN, which PostgreSQL parses again for every statement.
+    -- Without a WHEN, which PostgreSQL would read from the catalog for each statement.
     CREATE TRIGGER update_session_stats_updated_at
     BEFORE UPDATE ON alicia_session_stats
     FOR EACH ROW EXECUTE FUNCTION update_session_stats_updated_at();
 
     COMMENT ON TRIGGER update_session_stats_updated_at ON alicia_session_stats IS
-    'Stamps updated_at when a row really changes';
+    'Stamps updated_at';
     PERFORM alicia_session_stats_own('TRIGGER update_session_stats_updated_at ON alicia_session_stats');
 END
 $migration$;

@@ -1,8 +1,8 @@
 -- Constrain counts and durations to be 0 or more, and a session to belong to a conversation.
 --
 -- Why: a negative count is a bug of the writer and falsifies every sum. NOT VALID: new rows are checked at once; the
---      next migration checks the existing rows without blocking. One CHECK, not four: PostgreSQL parses
---      the constraints of a table again for every statement that writes to it. A constraint of the application's
+--      next migration checks the existing rows without blocking. One CHECK, not four: PostgreSQL reads
+--      the constraints of a table from the catalog for each statement that writes to it. A constraint of the application's
 --      that says the same is left as it is. The foreign key is missing only from an adopted table.
 -- Locks: ACCESS EXCLUSIVE on alicia_session_stats for an instant; for the foreign key also SHARE ROW EXCLUSIVE on
 --        alicia_conversations. No row is read.

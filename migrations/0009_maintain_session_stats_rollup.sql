@@ -26,8 +26,8 @@ COMMENT ON FUNCTION alicia_session_stats_bucket(TIMESTAMP) IS
 -- The lock of a slot is the advisory lock (1634494819, 256 * slot + hash of the bucket): the first key is the bytes "alic", and
 -- with 256 hashes a transaction that writes to every bucket of a year takes few locks. That of trim() is (1634494819, -1).
 --
--- These numbers are literals in what every write calls, because PL/pgSQL prepares each expression again in every
--- transaction, and the value of a constant is an expression. For the same reason the usual case has few expressions.
+-- These numbers are literals in what every write calls: PL/pgSQL initializes each expression, also the value of a constant, once
+-- per transaction. For the same reason the usual case has few expressions.
 
 CREATE OR REPLACE FUNCTION alicia_session_stats_add(
     bucket TIMESTAMP, more_sessions BIGINT, more_messages BIGINT, more_tool_calls BIGINT, more_memories BIGINT,
@@ -218,8 +218,8 @@ COMMENT ON FUNCTION alicia_session_stats_trim() IS
 -- is off because a plan made while the rollup is small stays in use when it is large. jit is off because enable_seqscan
 -- adds a large cost to the one sequential scan that is left, of the cutoff's only row, and that cost would start JIT.
 
--- For each row, because an application updates one session at a time, and that must be fast. So the usual case is not left
--- to add(), which does the same and more.
+-- For each row, because an application updates one session at a time, and that must be fast. For the same reason the usual case
+-- is handled here. add() handles the rest.
 CREATE OR REPLACE FUNCTION alicia_session_stats_on_update() RETURNS TRIGGER
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -232,7 +232,7 @@ DECLARE
     cutoff INTEGER;
     is_candidate BOOLEAN;
 BEGIN
-    -- Another column changed. Not in the WHEN of the trigger, which PostgreSQL parses again for every statement.
+    -- Another column changed. Not in the WHEN of the trigger, which PostgreSQL reads from the catalog for each statement.
     IF NEW.message_count = OLD.message_count THEN
         IF (NEW.tool_call_count, NEW.memories_used, NEW.session_duration_seconds, NEW.created_at, NEW.id, NEW.conversation_id)
             = (OLD.tool_call_count, OLD.memories_used, OLD.session_duration_seconds, OLD.created_at, OLD.id, OLD.conversation_id)
@@ -241,7 +241,8 @@ BEGIN
         END IF;
     END IF;
 
-    -- The usual case: under READ COMMITTED, and the slot has a row.
+    -- The usual case: READ COMMITTED, and a row of the slot that has not reached its limit of versions. If there is no such row,
+    -- cutoff stays NULL.
     IF NEW.created_at = OLD.created_at AND CURRENT_SETTING('transaction_isolation') = 'read committed' THEN
         WHILE NOT PG_TRY_ADVISORY_XACT_LOCK(
             1634494819, 256 * slot + (TIMESTAMP_HASH(alicia_session_stats_bucket(NEW.created_at)) & 255)

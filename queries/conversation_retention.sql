@@ -55,6 +55,7 @@ WITH asked AS (
     WHERE alicia_session_stats_is_time_zone(:'tz')
 ),
 
+-- Materialized, so that until is not read again for each active week.
 cohorts AS MATERIALIZED (
     SELECT
         a.last_week - 7 * n AS cohort,
