@@ -24,9 +24,30 @@
 \else
 \set until now
 \endif
--- The conversations in two halves, by a hash, so that two processes can count them. In each half the sessions are sorted first,
--- because hashing so many conversations takes longer.
-WITH counts AS (
+-- Sorted first, because hashing so many conversations takes longer.
+WITH conversations AS NOT MATERIALIZED (
+    SELECT
+        HASHTEXT(conversation_id) < 0 AS is_first_half,
+        COUNT(*) AS sessions,
+        COUNT(*) FILTER (WHERE seconds > 0) AS nonzero,
+        COUNT(*) FILTER (WHERE messages = 1) AS one_message,
+        COUNT(*) FILTER (WHERE messages = 1 AND seconds > 0) AS nonzero_one_message
+    FROM (
+        SELECT
+            conversation_id,
+            message_count AS messages,
+            session_duration_seconds AS seconds
+        FROM alicia_session_stats
+        WHERE
+            created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
+            AND created_at < alicia_session_stats_window_end(:'until')
+        ORDER BY conversation_id
+    ) AS sessions
+    GROUP BY conversation_id
+),
+
+-- In two halves, so that two processes can count them.
+counts AS (
     SELECT
         SUM(conversations) AS conversations,
         SUM(nonzero_conversations) AS nonzero_conversations,
@@ -42,26 +63,8 @@ WITH counts AS (
             COUNT(*) FILTER (WHERE nonzero > 1) AS nonzero_came_back,
             SUM(one_message) AS one_message,
             SUM(nonzero_one_message) AS nonzero_one_message
-        FROM (
-            SELECT
-                COUNT(*) AS sessions,
-                COUNT(*) FILTER (WHERE seconds > 0) AS nonzero,
-                COUNT(*) FILTER (WHERE messages = 1) AS one_message,
-                COUNT(*) FILTER (WHERE messages = 1 AND seconds > 0) AS nonzero_one_message
-            FROM (
-                SELECT
-                    conversation_id,
-                    message_count AS messages,
-                    session_duration_seconds AS seconds
-                FROM alicia_session_stats
-                WHERE
-                    created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
-                    AND created_at < alicia_session_stats_window_end(:'until')
-                    AND HASHTEXT(conversation_id) < 0
-                ORDER BY conversation_id
-            ) AS sessions
-            GROUP BY conversation_id
-        ) AS conversations
+        FROM conversations
+        WHERE is_first_half
         UNION ALL
         SELECT
             COUNT(*) AS conversations,
@@ -70,26 +73,8 @@ WITH counts AS (
             COUNT(*) FILTER (WHERE nonzero > 1) AS nonzero_came_back,
             SUM(one_message) AS one_message,
             SUM(nonzero_one_message) AS nonzero_one_message
-        FROM (
-            SELECT
-                COUNT(*) AS sessions,
-                COUNT(*) FILTER (WHERE seconds > 0) AS nonzero,
-                COUNT(*) FILTER (WHERE messages = 1) AS one_message,
-                COUNT(*) FILTER (WHERE messages = 1 AND seconds > 0) AS nonzero_one_message
-            FROM (
-                SELECT
-                    conversation_id,
-                    message_count AS messages,
-                    session_duration_seconds AS seconds
-                FROM alicia_session_stats
-                WHERE
-                    created_at >= alicia_session_stats_utc(:'until') - MAKE_INTERVAL(days => :'days')
-                    AND created_at < alicia_session_stats_window_end(:'until')
-                    AND HASHTEXT(conversation_id) >= 0
-                ORDER BY conversation_id
-            ) AS sessions
-            GROUP BY conversation_id
-        ) AS conversations
+        FROM conversations
+        WHERE NOT is_first_half
     ) AS halves
 ),
 
